@@ -1,0 +1,1 @@
+//! Decoding of PNG, WebP, GIF and BMP.

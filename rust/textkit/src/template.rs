@@ -1,0 +1,1 @@
+//! Jinja rendering of chat templates.

@@ -1,0 +1,1 @@
+//! tokenizer.json, by the reference implementation.
