@@ -1,0 +1,81 @@
+# Jewel from the front door. Every target sets up what it needs (tools/setup.sh), configures once, and builds.
+# JOBS=n limits the parallel jobs; CI=true never asks for a password.
+
+JOBS ?= $(shell nproc)
+JEWEL := build/release/jewel
+# Seconds that each fuzz target runs in `make fuzz` and `make check`.
+FUZZ_SECONDS ?= 60
+# The tests in which several threads of ours meet; under TSan the others would only be slower.
+TSAN_TESTS := base_test
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-check build run test check asan tsan fuzz cuda lint format bench clean
+# The parallel work is inside the steps; two of them at once would only fight for cores.
+.NOTPARALLEL:
+
+help:  ## this list
+	@echo 'make TARGET, where TARGET is'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r t d; do printf '  %-8s %s\n' "$$t" "$$d"; done
+
+setup:  ## install what a build needs (Debian 12; silent when nothing is missing)
+	@tools/setup.sh build
+
+setup-check:
+	@tools/setup.sh build check
+
+# A preset's build folder. Ninja itself re-runs CMake when a CMakeLists.txt changes; this rule is for the first time and
+# for a change of the presets.
+build/%/build.ninja: CMakePresets.json
+	@echo 'configuring build/$*'
+	@cmake --preset $* >/dev/null && touch $@
+.PRECIOUS: build/%/build.ninja
+
+build: setup build/release/build.ninja  ## the program, at build/release/jewel
+	@cmake --build build/release -j $(JOBS) --target jewel
+
+MODEL ?= models/jewel-demo
+IMAGE ?= models/examples/shapes.png
+QUESTION ?= What is in the picture?
+
+run: build  ## build, and ask the demo model about a bundled picture
+	@echo '$$ $(JEWEL) run $(MODEL) --image $(IMAGE) "$(QUESTION)"' >&2
+	@$(JEWEL) run $(MODEL) --image $(IMAGE) "$(QUESTION)"
+# ONCE=1 stops here. Serving on 127.0.0.1:8000 comes after the answer once there is a server.
+
+test: setup build/release/build.ninja  ## release build and every CPU test
+	@cmake --build build/release -j $(JOBS)
+	@ctest --preset release -j $(JOBS)
+
+check: lint asan tsan fuzz cuda  ## what CI adds: lint, sanitizers, fuzzers, the CUDA compile
+
+asan: setup-check build/asan/build.ninja  ## every test under AddressSanitizer and UBSan
+	@cmake --build build/asan -j $(JOBS)
+	@ctest --preset asan -j $(JOBS)
+
+empty :=
+space := $(empty) $(empty)
+tsan: setup-check build/tsan/build.ninja  ## the threaded tests under ThreadSanitizer
+	@cmake --build build/tsan -j $(JOBS) --target $(TSAN_TESTS)
+	@ctest --preset tsan -j $(JOBS) --no-tests=error -R '^($(subst $(space),|,$(TSAN_TESTS)))$$'
+
+fuzz: setup-check build/fuzz/build.ninja  ## every fuzz target for FUZZ_SECONDS (60) seconds
+	@cmake --build build/fuzz -j $(JOBS) --target fuzzers
+	@JOBS=$(JOBS) tests/fuzz/run.sh build/fuzz $(FUZZ_SECONDS)
+
+cuda: setup-check
+	@if [ -d src/backend/cuda ]; then cmake --preset cuda >/dev/null && cmake --build build/cuda -j $(JOBS); \
+	 else echo 'cuda: skipped, there is no src/backend/cuda yet'; fi
+
+lint: setup-check build/release/build.ninja  ## clang-format, clang-tidy, cargo fmt and clippy, shellcheck
+	@JOBS=$(JOBS) tools/lint.sh
+
+format: setup-check  ## rewrite the C++ and Rust sources in the project's format
+	@git ls-files 'src/*.cc' 'src/*.h' 'tests/*.cc' 'tests/*.h' 'bench/*.cc' 'rust/*.h' | xargs clang-format-19 -i
+	@PATH="$$PATH:$$HOME/.cargo/bin" cargo fmt --manifest-path rust/textkit/Cargo.toml
+
+bench: build  ## speed of the demo model on this machine
+	@tools/setup.sh bench
+	@for i in 1 2 3; do $(JEWEL) run $(MODEL) --image $(IMAGE) --temperature 0 "$(QUESTION)" >/dev/null || exit 1; done
+
+clean:  ## remove everything that was built
+	rm -rf build

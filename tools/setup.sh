@@ -1,0 +1,116 @@
+#!/usr/bin/env bash
+# tools/setup.sh GROUP…: installs what a group of work needs and this machine lacks. Groups:
+#
+#   build   compile Jewel and run its tests (make build, make run, make test)
+#   check   what CI adds: sanitizers, fuzzers, linters (make check, make lint)
+#   bench   what the benchmarks need (make bench)
+#
+# Each need is a package and a proof: a command on PATH, or a file. Only proofs are looked at, so a second call costs
+# milliseconds and prints nothing, and a machine that got its tools in another way is left alone. What is missing is
+# installed on Debian 12, as root or through sudo; elsewhere the script names what is missing and stops.
+set -euo pipefail
+
+needs() {  # package | proof: 'cmd:NAME', 'inc:HEADER' or 'lib:ARCHIVE' | who needs it
+  case $1 in
+    build) cat <<'LIST'
+clang-19               cmd:clang++-19        the C++ compiler that the presets name; brings libstdc++ 12
+lld-19                 cmd:ld.lld-19         the linker
+cmake                  cmd:cmake             >= 3.24
+ninja-build            cmd:ninja
+ccache                 cmd:ccache            rebuilds after a branch switch or make clean
+libboost1.81-dev       inc:boost/config.hpp  headers of Boost.JSON
+libboost-json1.81-dev  lib:libboost_json.a   src/model, src/checkpoint, src/text: reading JSON
+libfmt-dev             inc:fmt/core.h        messages everywhere
+libspdlog-dev          inc:spdlog/spdlog.h   src/base/log
+libcli11-dev           inc:CLI/CLI.hpp       src/cli: flags
+libjpeg62-turbo-dev    lib:libjpeg.a         src/image: JPEG
+libgtest-dev           lib:libgtest.a        tests
+libgmock-dev           lib:libgmock.a        tests
+ca-certificates        etc:ssl/certs/ca-certificates.crt  cargo fetches textkit's crates over https
+gcc                    cmd:cc                the linker driver that cargo calls
+LIST
+      # textkit's crates want Rust 1.88; Debian's own cargo is 1.63, its cargo-web is new enough.
+      if ! rust_is_new_enough; then
+        echo "rustc-web              missing:              rust/textkit: tokenizers, chat templates, image formats"
+        echo "cargo-web              missing:              rust/textkit"
+      fi ;;
+    check) cat <<'LIST'
+clang-format-19        cmd:clang-format-19
+clang-tidy-19          cmd:clang-tidy-19
+libclang-rt-19-dev     rt:libclang_rt.fuzzer  ASan, UBSan, TSan and libFuzzer's runtimes
+llvm-19                cmd:llvm-symbolizer-19  names in sanitizer reports
+shellcheck             cmd:shellcheck        lint of the shell scripts
+LIST
+      # cargo's fmt and clippy come with rustup, or as Debian packages beside cargo-web.
+      if ! rust_tool cargo-clippy; then echo "rust-web-clippy        missing:              lint of rust/textkit"; fi
+      if ! rust_tool cargo-fmt; then echo "rustfmt-web            missing:              lint of rust/textkit"; fi ;;
+    bench) ;;  # the benchmarks run the program itself and need nothing more than its build
+    *) echo "setup: unknown group '$1'; groups are build, check and bench" >&2; exit 2 ;;
+  esac
+}
+
+rust_tool() { command -v "$1" >/dev/null || [ -x "$HOME/.cargo/bin/$1" ]; }
+
+rust_is_new_enough() {
+  local cargo version
+  # The same order as cmake/textkit.cmake: ~/.cargo/bin first, then PATH.
+  if [ -x "$HOME/.cargo/bin/cargo" ]; then cargo=$HOME/.cargo/bin/cargo; else cargo=$(command -v cargo) || return 1; fi
+  version=$("$cargo" --version 2>/dev/null) || return 1
+  [[ $version =~ ^cargo\ ([0-9]+)\.([0-9]+) ]] || return 1
+  (( BASH_REMATCH[1] > 1 || BASH_REMATCH[2] >= 88 ))
+}
+
+# True when the proof holds. Files are looked for where Debian and hand-made installations put them.
+proven() {
+  local name=${1#*:} file
+  case $1 in
+    cmd:*) command -v "$name" >/dev/null && return ;;
+    inc:*) for file in /usr/include/"$name" /usr/local/include/"$name"; do [ -e "$file" ] && return; done ;;
+    lib:*) for file in /usr/lib/*-linux-gnu/"$name" /usr/lib/"$name" /usr/lib64/"$name" /usr/local/lib*/"$name"; do
+             [ -e "$file" ] && return
+           done ;;
+    rt:*)  for file in /usr/lib/llvm-19/lib/clang/19/lib/*/"$name"*; do [ -e "$file" ] && return; done ;;
+    etc:*) [ -e "/etc/$name" ] && return ;;
+  esac
+  return 1
+}
+
+missing=()
+for group in "$@"; do
+  list=$(needs "$group")
+  while read -r package proof _; do
+    if [ -n "$package" ] && ! proven "$proof"; then missing+=("$package"); fi
+  done <<<"$list"
+done
+(( ${#missing[@]} )) || exit 0
+
+by_hand() {
+  echo "setup: $1" >&2
+  echo "setup: still missing: ${missing[*]}" >&2
+  echo "setup: (names of Debian 12 packages; tools/setup.sh says what each is for)" >&2
+  exit 1
+}
+
+# shellcheck disable=SC1091
+os=$(. /etc/os-release 2>/dev/null && echo "${ID:-unknown} ${VERSION_ID:-}" || echo unknown)
+[ "$os" = "debian 12" ] || by_hand "this is '$os', and only Debian 12 is set up automatically; please install what is missing by hand"
+
+as_root=()
+if [ "$(id -u)" != 0 ]; then
+  command -v sudo >/dev/null || by_hand "not root and no sudo here; as root: apt-get install ${missing[*]}"
+  as_root=(sudo)
+  if [ "${CI:-}" = true ]; then as_root+=(-n); fi
+fi
+
+# --no-remove: if something of the user's stands in the way (Debian's own cargo, Boost 1.74), stop and say so.
+apt=(env DEBIAN_FRONTEND=noninteractive apt-get -y -q -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
+log=$(mktemp "${TMPDIR:-/tmp}/jewel-setup.XXXXXX")
+start=$SECONDS
+echo "setup: installing for $*: ${missing[*]}" >&2
+if ! { "${as_root[@]}" "${apt[@]}" update &&
+       "${as_root[@]}" "${apt[@]}" install --no-install-recommends --no-remove "${missing[@]}"; } >"$log" 2>&1; then
+  tail -n 20 "$log" >&2
+  by_hand "apt-get failed (whole log: $log); if it wanted to remove packages of yours, install by hand with: apt-get install ${missing[*]}"
+fi
+rm -f "$log"
+echo "setup: done in $(( SECONDS - start )) s" >&2
