@@ -122,7 +122,9 @@ struct BackendInfo {
 
 // Sees values of a stage as they are computed, in float32: rows x columns. For goldens and diff tools; makes a step slow.
 // `layer` is -1 for stages outside layers. With fast prefill, layers that own no K and V see sampled rows only.
-using StageObserver = std::function<void(Stage stage, int layer, std::span<const float> values, int rows, int columns)>;
+// The pass goes on with what the observer leaves in `values` (K and V are seen before they are stored in their pages),
+// so a test can feed every stage the reference's input through the real forward pass.
+using StageObserver = std::function<void(Stage stage, int layer, std::span<float> values, int rows, int columns)>;
 
 class Backend {
  public:
