@@ -3,7 +3,7 @@
 # Wants build/release configured, for the compile commands. Runs every check, says what it skipped, and fails at the
 # end if one of them found something.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
 jobs=${JOBS:-$(nproc)}
 PATH=$PATH:$HOME/.cargo/bin
 failed=()
@@ -25,10 +25,13 @@ format() { files 'src/*.cc' 'src/*.h' 'src/*.cu' 'src/*.cuh' 'tests/*.cc' 'tests
            xargs -r -d '\n' clang-format-19 --dry-run -Werror; }
 
 # One process a file, so that both cores work to the end; output only of files with findings.
-tidy() {
-  printf '%s\n' "$@" | xargs -r -d '\n' -n 1 -P "$jobs" sh -c '
-    out=$(clang-tidy-19 -p build/release --quiet "$1" 2>/dev/null) || { printf "%s\n" "$out"; exit 1; }' tidy
+tidy_one() {
+  local out
+  out=$(clang-tidy-19 -p build/release --quiet "$1" 2>/dev/null) || { printf '%s\n' "$out"; return 1; }
 }
+export -f tidy_one
+# shellcheck disable=SC2016  # "$1" is for the inner shell
+tidy() { printf '%s\n' "$@" | xargs -r -d '\n' -n 1 -P "$jobs" bash -c 'tidy_one "$1"' tidy; }
 
 # Sources that the release build compiles; what another preset alone compiles has no flags here.
 compiled_sources() { sed -n "s|^ *\"file\": \"$PWD/\(src/.*\.cc\)\".*|\1|p" build/release/compile_commands.json | sort -u; }

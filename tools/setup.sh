@@ -41,15 +41,15 @@ libclang-rt-19-dev     rt:libclang_rt.fuzzer  ASan, UBSan, TSan and libFuzzer's 
 llvm-19                cmd:llvm-symbolizer-19  names in sanitizer reports
 shellcheck             cmd:shellcheck        lint of the shell scripts
 LIST
-      # cargo's fmt and clippy come with rustup, or as Debian packages beside cargo-web.
-      if ! rust_tool cargo-clippy; then echo "rust-web-clippy        missing:              lint of rust/textkit"; fi
-      if ! rust_tool cargo-fmt; then echo "rustfmt-web            missing:              lint of rust/textkit"; fi ;;
+      # Beside cargo-web these are Debian packages; a rustup toolchain brings its own, or lint says that it skips them.
+      if [ ! -x "$HOME/.cargo/bin/cargo" ]; then
+        echo "rust-web-clippy        cmd:cargo-clippy      lint of rust/textkit"
+        echo "rustfmt-web            cmd:cargo-fmt         lint of rust/textkit"
+      fi ;;
     bench) ;;  # the benchmarks run the program itself and need nothing more than its build
     *) echo "setup: unknown group '$1'; groups are build, check and bench" >&2; exit 2 ;;
   esac
 }
-
-rust_tool() { command -v "$1" >/dev/null || [ -x "$HOME/.cargo/bin/$1" ]; }
 
 rust_is_new_enough() {
   local cargo version
@@ -97,7 +97,7 @@ os=$(. /etc/os-release 2>/dev/null && echo "${ID:-unknown} ${VERSION_ID:-}" || e
 
 as_root=()
 if [ "$(id -u)" != 0 ]; then
-  command -v sudo >/dev/null || by_hand "not root and no sudo here; as root: apt-get install ${missing[*]}"
+  command -v sudo >/dev/null || by_hand "not root and no sudo here; please run tools/setup.sh $* as root, or install by hand"
   as_root=(sudo)
   if [ "${CI:-}" = true ]; then as_root+=(-n); fi
 fi
