@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 60
 TSAN_TESTS := base_test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-check build run test check asan tsan fuzz cuda lint format bench clean
+.PHONY: help setup setup-check build run test check asan tsan fuzz cuda lint format bench clean check-steps expected-answer
 # The parallel work is inside the steps; two of them at once would only fight for cores.
 .NOTPARALLEL:
 
@@ -36,6 +36,8 @@ build: setup build/release/build.ninja  ## the program, at build/release/jewel
 MODEL ?= models/jewel-demo
 IMAGE ?= models/examples/shapes.png
 QUESTION ?= What is in the picture?
+# A word that the answer must contain; .ci/run looks for it.
+ANSWER ?= circle
 
 run: build  ## build, and ask the demo model about a bundled picture
 	@echo '$$ $(JEWEL) run $(MODEL) --image $(IMAGE) "$(QUESTION)"' >&2
@@ -46,7 +48,14 @@ test: setup build/release/build.ninja  ## release build and every CPU test
 	@cmake --build build/release -j $(JOBS)
 	@ctest --preset release -j $(JOBS)
 
-check: lint asan tsan fuzz cuda  ## what CI adds: lint, sanitizers, fuzzers, the CUDA compile
+CHECK_STEPS := lint asan tsan fuzz cuda
+check: $(CHECK_STEPS)  ## what CI adds: lint, sanitizers, fuzzers, the CUDA compile
+
+# For .ci/run, which times each step.
+check-steps:
+	@echo $(CHECK_STEPS)
+expected-answer:
+	@echo '$(ANSWER)'
 
 asan: setup-check build/asan/build.ninja  ## every test under AddressSanitizer and UBSan
 	@cmake --build build/asan -j $(JOBS)
