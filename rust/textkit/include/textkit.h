@@ -36,6 +36,45 @@ typedef struct tk_buffer {
 // Frees and empties *buffer. NULL and empty buffers are allowed.
 void tk_buffer_free(tk_buffer* buffer);
 
+// ---- tokenizer (src/tokenizer.rs) ------------------------------------------------------------------------------------
+
+typedef struct tk_tokenizer tk_tokenizer;
+
+// A token, as the detokenizer sees it: one of HOLE (no token has this id), TEXT, BYTE; and SPECIAL as a flag.
+enum { TK_TOKEN_HOLE = 0, TK_TOKEN_TEXT = 1, TK_TOKEN_BYTE = 2, TK_TOKEN_SPECIAL = 4 };
+
+// From the bytes of a tokenizer.json. TK_UNSUPPORTED when its decoder is not Gemma's or a special token has strip flags.
+int32_t tk_tokenizer_new(const uint8_t* json, size_t size, tk_tokenizer** out, tk_buffer* error);
+void tk_tokenizer_free(tk_tokenizer* tokenizer);  // NULL is allowed
+
+// Ids of a text, as an array of uint32 in `ids`. Special tokens in the text are text. Nothing is added in front or behind.
+int32_t tk_tokenizer_encode(const tk_tokenizer* tokenizer, const uint8_t* text, size_t size, tk_buffer* ids, tk_buffer* error);
+
+// The reference's decoding of a whole sequence; ids without a token are passed over.
+int32_t tk_tokenizer_decode(const tk_tokenizer* tokenizer, const uint32_t* ids, size_t count, int32_t skip_special,
+                            tk_buffer* text, tk_buffer* error);
+
+// The id of a token by its exact spelling in the vocabulary, -1 when there is none.
+int64_t tk_tokenizer_id(const tk_tokenizer* tokenizer, const uint8_t* token, size_t size);
+
+// What every id prints. For id i: kinds[i] (uint8), and the bytes pieces[ends[i-1] .. ends[i]) (ends: uint32, ends[-1] = 0),
+// "\u2581" already replaced by a space, a byte token as its one byte. There are as many rows as the largest id plus one.
+int32_t tk_tokenizer_table(const tk_tokenizer* tokenizer, tk_buffer* pieces, tk_buffer* ends, tk_buffer* kinds,
+                           tk_buffer* error);
+
+// ---- chat template (src/template.rs) -----------------------------------------------------------------------------------
+
+typedef struct tk_template tk_template;
+
+// Compiles a Jinja template. Messages of errors name the template's line.
+int32_t tk_template_new(const uint8_t* source, size_t size, tk_template** out, tk_buffer* error);
+void tk_template_free(tk_template* chat_template);  // NULL is allowed
+
+// Renders it with the variables of a JSON object (at most 127 levels deep). `now` is what strftime_now prints, in seconds
+// since 1970. TK_TOO_LARGE when the rendering takes too many steps.
+int32_t tk_template_render(const tk_template* chat_template, const uint8_t* variables, size_t size, int64_t now, tk_buffer* text,
+                           tk_buffer* error);
+
 // ---- images (src/image.rs) ------------------------------------------------------------------------------------------
 
 #ifdef __cplusplus

@@ -3,5 +3,6 @@
 
 mod error;
 mod image;
+mod python;
 mod template;
 mod tokenizer;
