@@ -1,15 +1,16 @@
 // Backend: the one narrow interface between the engine and the arithmetic.
 //
-// The line is drawn at the step, not at the op. A backend holds the weights, owns the bytes of the KV pages, encodes
-// images, and runs one step over a mixed batch (rows of decoding sequences, chunks of prefilling ones), sampling
-// included. The engine owns the books: which page belongs to whom, which slot is whose. Backends are free to fuse.
+// The line is drawn at the step, not at the op. A backend holds the weights, owns the bytes of the KV pages,
+// encodes images, and runs one step over a mixed batch (rows of decoding sequences, chunks of prefilling
+// ones), sampling included. The engine owns the books: which page belongs to whom, which slot is whose.
+// Backends are free to fuse.
 //
-// One thread (the engine's) calls a backend. submit() may return before the step is done: the engine may submit step
-// n+1, with decode rows whose token is still on the device, before it collects step n. Steps finish in order.
-// Arguments of submit() must stay valid until the step is collected.
+// One thread (the engine's) calls a backend. submit() may return before the step is done: the engine may
+// submit step n+1, with decode rows whose token is still on the device, before it collects step n. Steps
+// finish in order. Arguments of submit() must stay valid until the step is collected.
 //
-// What must hold: the tokens and logits of a sequence do not depend, bitwise, on the other rows of the batch, on how
-// its prompt was cut into chunks, or on which pages it was given.
+// What must hold: the tokens and logits of a sequence do not depend, bitwise, on the other rows of the batch,
+// on how its prompt was cut into chunks, or on which pages it was given.
 #pragma once
 
 #include <cstdint>
@@ -29,9 +30,10 @@ namespace jewel {
 
 // An image ready for the encoder: resized, cut into patches, still uint8.
 struct ImagePatches {
-  int grid_h = 0;               // patches; both are multiples of pooling_kernel_size
+  int grid_h = 0;  // patches; both are multiples of pooling_kernel_size
   int grid_w = 0;
-  std::vector<uint8_t> pixels;  // [grid_h * grid_w, patch_size * patch_size * 3], raster order, (py, px, channel)
+  std::vector<uint8_t>
+      pixels;  // [grid_h * grid_w, patch_size * patch_size * 3], raster order, (py, px, channel)
 };
 
 inline constexpr int kPageTokens = 16;  // positions per KV page, in both pools
@@ -41,7 +43,8 @@ inline constexpr PageId kNoPage = -1;
 using SlotId = int32_t;     // a live sequence, chosen by the engine, in [0, max_slots)
 using FeatureId = int64_t;  // soft tokens of an encoded image, held by the backend
 
-// Order of use: penalties, logit_bias, temperature, top_k, top_p, min_p. temperature 0 is greedy (lowest id on a tie).
+// Order of use: penalties, logit_bias, temperature, top_k, top_p, min_p. temperature 0 is greedy (lowest id
+// on a tie).
 struct SamplingParams {
   double temperature = 1;
   int top_k = 0;  // 0 = off
@@ -52,8 +55,8 @@ struct SamplingParams {
   double frequency_penalty = 0;
   std::vector<std::pair<TokenId, float>> logit_bias;
   std::vector<TokenId> never;  // ids that are never sampled
-  uint64_t seed = 0;           // random numbers are Philox4x32-10, keyed by (seed, position of the sampled token)
-  int n_logprobs = -1;         // -1: none; 0: of the sampled token; k: also the k best
+  uint64_t seed = 0;    // random numbers are Philox4x32-10, keyed by (seed, position of the sampled token)
+  int n_logprobs = -1;  // -1: none; 0: of the sampled token; k: also the k best
 };
 
 struct TokenLogprob {
@@ -62,8 +65,8 @@ struct TokenLogprob {
   int rank = 0;       // 1 = most likely
 };
 
-// A run of soft tokens inside a chunk: rows [row, row + count) of the feature replace the embeddings of the chunk's
-// tokens [offset, offset + count).
+// A run of soft tokens inside a chunk: rows [row, row + count) of the feature replace the embeddings of the
+// chunk's tokens [offset, offset + count).
 struct SoftTokenRun {
   FeatureId feature = 0;
   int row = 0;
@@ -74,8 +77,9 @@ struct SoftTokenRun {
 // The part of one sequence in a step.
 struct StepChunk {
   SlotId slot = 0;
-  int position = 0;                  // absolute position of the first token
-  std::span<const TokenId> tokens;   // empty: one token, the one this slot sampled last (it may not be read back yet)
+  int position = 0;  // absolute position of the first token
+  std::span<const TokenId>
+      tokens;  // empty: one token, the one this slot sampled last (it may not be read back yet)
   std::span<const SoftTokenRun> soft_tokens;
   std::span<const PageId> full_pages;     // entry i holds positions [i * kPageTokens, (i + 1) * kPageTokens)
   std::span<const PageId> sliding_pages;  // the same for sliding layers; kNoPage once behind the window
@@ -89,11 +93,12 @@ struct StepChunk {
 struct SampledToken {
   SlotId slot = 0;
   TokenId id = 0;
-  TokenLogprob logprob;               // filled when n_logprobs >= 0
-  std::vector<TokenLogprob> top;      // n_logprobs best, descending
+  TokenLogprob logprob;           // filled when n_logprobs >= 0
+  std::vector<TokenLogprob> top;  // n_logprobs best, descending
 };
 
-// Row i describes the chunk's token i + 1 given everything before it (the last row has no token: only its top).
+// Row i describes the chunk's token i + 1 given everything before it (the last row has no token: only its
+// top).
 struct PromptLogprobs {
   SlotId slot = 0;
   std::vector<TokenLogprob> token;             // [tokens - 1]
@@ -111,7 +116,7 @@ struct KvSizes {
 };
 
 struct BackendInfo {
-  std::string name;         // "cpu (avx512-bf16, 2 threads)"
+  std::string name;  // "cpu (avx512-bf16, 2 threads)"
   DType activation_dtype = DType::kBF16;
   DType kv_dtype = DType::kBF16;
   size_t full_page_bytes = 0;     // over all full-attention layers that own K and V
@@ -120,11 +125,13 @@ struct BackendInfo {
   int max_step_tokens = 0;
 };
 
-// Sees values of a stage as they are computed, in float32: rows x columns. For goldens and diff tools; makes a step slow.
-// `layer` is -1 for stages outside layers. With fast prefill, layers that own no K and V see sampled rows only.
-// The pass goes on with what the observer leaves in `values` (K and V are seen before they are stored in their pages),
-// so a test can feed every stage the reference's input through the real forward pass.
-using StageObserver = std::function<void(Stage stage, int layer, std::span<float> values, int rows, int columns)>;
+// Sees values of a stage as they are computed, in float32: rows x columns. For goldens and diff tools; makes
+// a step slow. `layer` is -1 for stages outside layers. With fast prefill, layers that own no K and V see
+// sampled rows only. The pass goes on with what the observer leaves in `values` (K and V are seen before they
+// are stored in their pages), so a test can feed every stage the reference's input through the real forward
+// pass.
+using StageObserver =
+    std::function<void(Stage stage, int layer, std::span<float> values, int rows, int columns)>;
 
 class Backend {
  public:
@@ -145,13 +152,16 @@ class Backend {
 
   // The sum of the chunks' tokens must not pass max_step_tokens; a slot appears at most once.
   virtual void submit(std::span<const StepChunk> chunks) = 0;
-  // The oldest step not yet collected; blocks until it is done. An Error means the device failed: every sequence of
-  // that step is lost, the backend may be used on.
+  // The oldest step not yet collected; blocks until it is done. An Error means the device failed: every
+  // sequence of that step is lost, the backend may be used on.
   virtual Result<StepResult> collect() = 0;
 
-  // Copies whole pages between the pools and host memory (preemption, prefix checkpoints). Bytes per page as in info().
-  virtual Result<void> read_pages(LayerType pool, std::span<const PageId> pages, std::span<std::byte> out) = 0;
-  virtual Result<void> write_pages(LayerType pool, std::span<const PageId> pages, std::span<const std::byte> in) = 0;
+  // Copies whole pages between the pools and host memory (preemption, prefix checkpoints). Bytes per page as
+  // in info().
+  virtual Result<void> read_pages(LayerType pool, std::span<const PageId> pages,
+                                  std::span<std::byte> out) = 0;
+  virtual Result<void> write_pages(LayerType pool, std::span<const PageId> pages,
+                                   std::span<const std::byte> in) = 0;
 
   // Empty function: off.
   virtual void observe_stages(StageObserver observer) = 0;

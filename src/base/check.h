@@ -1,5 +1,6 @@
-// JEWEL_CHECK(condition, format, ...): for our own bugs only. Prints file, line and message to stderr and aborts,
-// in release builds too. Never for anything that a file, a client or a user can cause (that is Result<T>).
+// JEWEL_CHECK(condition, format, ...): for our own bugs only. Prints file, line and message to stderr and
+// aborts, in release builds too. Never for anything that a file, a client or a user can cause (that is
+// Result<T>).
 #pragma once
 
 #include <fmt/core.h>
@@ -12,8 +13,8 @@ namespace jewel {
 
 }  // namespace jewel
 
-#define JEWEL_CHECK(condition, ...)                                                             \
-  do {                                                                                          \
-    if (!(condition)) [[unlikely]]                                                              \
-      ::jewel::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__));     \
+#define JEWEL_CHECK(condition, ...)                                                         \
+  do {                                                                                      \
+    if (!(condition)) [[unlikely]]                                                          \
+      ::jewel::check_failed(__FILE__, __LINE__, #condition, ::fmt::format("" __VA_ARGS__)); \
   } while (false)

@@ -56,8 +56,10 @@ inline Error internal(std::string message, std::string param = {}) {
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}      // NOLINT(google-explicit-constructor)
-  Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
+  Result(T value)
+      : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Error error)
+      : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT(google-explicit-constructor)
 
   bool ok() const { return state_.index() == 0; }
   explicit operator bool() const { return ok(); }
@@ -89,8 +91,8 @@ template <>
 class [[nodiscard]] Result<void> : public Result<Ok> {
  public:
   Result() : Result<Ok>(Ok{}) {}
-  Result(Ok ok) : Result<Ok>(ok) {}                       // NOLINT(google-explicit-constructor)
-  Result(Error error) : Result<Ok>(std::move(error)) {}   // NOLINT(google-explicit-constructor)
+  Result(Ok ok) : Result<Ok>(ok) {}                      // NOLINT(google-explicit-constructor)
+  Result(Error error) : Result<Ok>(std::move(error)) {}  // NOLINT(google-explicit-constructor)
 };
 
 }  // namespace jewel
@@ -99,15 +101,16 @@ class [[nodiscard]] Result<void> : public Result<Ok> {
 #define JEWEL_CONCAT(a, b) JEWEL_CONCAT_INNER(a, b)
 
 // Evaluates an expression of type Result<T>; returns its Error, or goes on.
-#define JEWEL_TRY(expression)                                                            \
-  do {                                                                                   \
-    if (auto jewel_try_result = (expression); !jewel_try_result.ok())                    \
-      return std::move(jewel_try_result).error();                                        \
+#define JEWEL_TRY(expression)                                         \
+  do {                                                                \
+    if (auto jewel_try_result = (expression); !jewel_try_result.ok()) \
+      return std::move(jewel_try_result).error();                     \
   } while (false)
 
 // Declares or assigns `target` from a Result<T>, or returns its Error.
-#define JEWEL_ASSIGN(target, expression) JEWEL_ASSIGN_IMPL(JEWEL_CONCAT(jewel_result_, __LINE__), target, expression)
-#define JEWEL_ASSIGN_IMPL(result, target, expression)      \
-  auto result = (expression);                              \
-  if (!result.ok()) return std::move(result).error();      \
+#define JEWEL_ASSIGN(target, expression) \
+  JEWEL_ASSIGN_IMPL(JEWEL_CONCAT(jewel_result_, __LINE__), target, expression)
+#define JEWEL_ASSIGN_IMPL(result, target, expression) \
+  auto result = (expression);                         \
+  if (!result.ok()) return std::move(result).error(); \
   target = std::move(result).value()

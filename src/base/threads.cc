@@ -13,8 +13,8 @@
 namespace jewel {
 namespace {
 
-// About 20 µs on today's cores: longer than the gap between two loops of a forward pass, short enough that an idle
-// program uses no measurable share of a core.
+// About 20 µs on today's cores: longer than the gap between two loops of a forward pass, short enough that an
+// idle program uses no measurable share of a core.
 constexpr int kSpins = 2000;
 
 thread_local bool inside_loop = false;
@@ -92,7 +92,8 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, void* context) {
   JEWEL_CHECK(grain >= 1, "grain is {}", grain);
   if (count <= 0) return;
   if (!shared_ || inside_loop || count <= grain) {
-    for (int64_t begin = 0; begin < count; begin += grain) call(context, begin, std::min(begin + grain, count));
+    for (int64_t begin = 0; begin < count; begin += grain)
+      call(context, begin, std::min(begin + grain, count));
     return;
   }
   Shared& s = *shared_;
@@ -113,8 +114,9 @@ void ThreadPool::run(int64_t count, int64_t grain, Call call, void* context) {
 int usable_cores() {
   cpu_set_t set;
   CPU_ZERO(&set);
-  int cores = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set)
-                                                           : static_cast<int>(std::thread::hardware_concurrency());
+  int cores = sched_getaffinity(0, sizeof(set), &set) == 0
+                  ? CPU_COUNT(&set)
+                  : static_cast<int>(std::thread::hardware_concurrency());
   // A container's quota (cgroup v2): "max 100000" or "200000 100000" microseconds per period.
   std::ifstream quota_file("/sys/fs/cgroup/cpu.max");
   std::string quota;

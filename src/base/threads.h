@@ -1,11 +1,12 @@
 // ThreadPool: a fixed set of worker threads for the data-parallel loops of one forward pass.
 //
-// One thread at a time may call parallel_for (the engine thread); the caller works too. Work is cut into chunks that
-// are handed out by an atomic counter, so which thread runs a chunk is not fixed, but what a chunk computes must not
-// depend on it: a loop body writes only to the outputs of its own indices. Nested calls run serially in the caller.
+// One thread at a time may call parallel_for (the engine thread); the caller works too. Work is cut into
+// chunks that are handed out by an atomic counter, so which thread runs a chunk is not fixed, but what a
+// chunk computes must not depend on it: a loop body writes only to the outputs of its own indices. Nested
+// calls run serially in the caller.
 //
-// Between loops of one forward pass workers spin for a few microseconds before they sleep, because a step of a small
-// model has a few hundred such loops; a pool without work sleeps in the kernel.
+// Between loops of one forward pass workers spin for a few microseconds before they sleep, because a step of
+// a small model has a few hundred such loops; a pool without work sleeps in the kernel.
 #pragma once
 
 #include <atomic>

@@ -1,9 +1,9 @@
 // The checkpoint's JSON files as typed data: config.json, generation_config.json, processor_config.json.
 //
-// Everything that varies by layer (head_dim, MLP width, who owns K and V) is resolved here, once: later code asks the
-// layer, never the rules. Both spellings of the per-layer overrides are read (global_head_dim, per_layer_config).
-// Values are immutable after parsing; any thread may read them. Formulas: docs/ and the Gemma 4 reference in
-// Transformers 5.17.
+// Everything that varies by layer (head_dim, MLP width, who owns K and V) is resolved here, once: later code
+// asks the layer, never the rules. Both spellings of the per-layer overrides are read (global_head_dim,
+// per_layer_config). Values are immutable after parsing; any thread may read them. Formulas: docs/ and the
+// Gemma 4 reference in Transformers 5.17.
 #pragma once
 
 #include <boost/json/object.hpp>
@@ -23,8 +23,9 @@ enum class LayerType : uint8_t { kSliding, kFull };
 // Angle of pair i at position p is p * f_i; pairs are (i, i + head_dim/2).
 struct RopeConfig {
   double theta = 10000;
-  double partial_rotary_factor = 1;  // < 1 only for "proportional": the leading pairs rotate, the rest have f_i = 0
-  double factor = 1;                 // divides the frequencies
+  double partial_rotary_factor =
+      1;              // < 1 only for "proportional": the leading pairs rotate, the rest have f_i = 0
+  double factor = 1;  // divides the frequencies
   bool proportional = false;
 
   // f_i for i in [0, head_dim/2), in float32 as the reference holds them.
@@ -48,7 +49,7 @@ struct TextConfig {
   int vocab_size_per_layer_input = 0;
   int hidden_size_per_layer_input = 0;  // P, the width of per-layer embeddings; 0 = none
   float rms_norm_eps = 1e-6f;
-  int sliding_window = 0;  // keys visible to a query of a sliding layer, itself included
+  int sliding_window = 0;             // keys visible to a query of a sliding layer, itself included
   float final_logit_softcapping = 0;  // 0 = none
   int max_position_embeddings = 0;
   int n_kv_shared_layers = 0;
@@ -91,7 +92,8 @@ struct ModelConfig {
   std::optional<TokenId> image_token_id;
   std::optional<TokenId> eoi_token_id;
   std::vector<TokenId> eos_token_ids;
-  // Every placeholder and marker id of images, audio and video: never sampled, and pad in the per-layer embedding.
+  // Every placeholder and marker id of images, audio and video: never sampled, and pad in the per-layer
+  // embedding.
   std::vector<TokenId> multimodal_token_ids;   // never sampled
   std::vector<TokenId> placeholder_token_ids;  // image, audio, video soft-token ids
 };

@@ -39,8 +39,12 @@ const std::array<float, 256> kF8Table = make_f8_table();
 
 }  // namespace
 
-std::string_view dtype_name(DType dtype) { return kNames[static_cast<size_t>(dtype)].name; }
-size_t dtype_bytes(DType dtype) { return kNames[static_cast<size_t>(dtype)].bytes; }
+std::string_view dtype_name(DType dtype) {
+  return kNames[static_cast<size_t>(dtype)].name;
+}
+size_t dtype_bytes(DType dtype) {
+  return kNames[static_cast<size_t>(dtype)].bytes;
+}
 
 std::optional<DType> dtype_from_name(std::string_view name) {
   for (const Name& entry : kNames) {
@@ -63,15 +67,19 @@ float f16_to_f32(uint16_t bits) {
   return (bits & 0x8000) != 0 ? -magnitude : magnitude;
 }
 
-float f8e4m3_to_f32(uint8_t bits) { return kF8Table[bits]; }
-const float* f8e4m3_table() { return kF8Table.data(); }
+float f8e4m3_to_f32(uint8_t bits) {
+  return kF8Table[bits];
+}
+const float* f8e4m3_table() {
+  return kF8Table.data();
+}
 
 uint8_t f32_to_f8e4m3(float value) {
   const uint8_t sign = std::signbit(value) ? 0x80 : 0;
   if (std::isnan(value)) return 0x7f;
   const float magnitude = std::min(std::fabs(value), kF8Max);
-  // The spacing of codes around the magnitude: 2^(exponent-3), and 2^-9 in the subnormal range. nearbyint rounds ties
-  // to even, and even counts of spacings are even codes.
+  // The spacing of codes around the magnitude: 2^(exponent-3), and 2^-9 in the subnormal range. nearbyint
+  // rounds ties to even, and even counts of spacings are even codes.
   const int exponent = std::max(magnitude > 0 ? std::ilogb(magnitude) : -100, 1 - kF8Bias);
   const int steps = static_cast<int>(std::nearbyint(std::ldexp(magnitude, 3 - exponent)));
   // steps is 0..7 in the subnormal range and 8..16 above; 16 carries into the next exponent by itself.

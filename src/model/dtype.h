@@ -17,7 +17,9 @@ std::optional<DType> dtype_from_name(std::string_view name);
 size_t dtype_bytes(DType dtype);
 
 // bfloat16 is the upper half of a float32. Rounds to nearest, ties to even; NaN stays NaN.
-inline float bf16_to_f32(uint16_t bits) { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
+inline float bf16_to_f32(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
 
 inline uint16_t f32_to_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
@@ -25,7 +27,9 @@ inline uint16_t f32_to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-inline float round_to_bf16(float value) { return bf16_to_f32(f32_to_bf16(value)); }
+inline float round_to_bf16(float value) {
+  return bf16_to_f32(f32_to_bf16(value));
+}
 
 float f16_to_f32(uint16_t bits);
 

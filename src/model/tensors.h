@@ -1,5 +1,5 @@
-// The one table of tensors: every tensor of a Gemma 4 by checkpoint name, with its shape, its kind and the field of
-// ModelWeights that it fills. The loader, the quantizer and `jewel inspect` all read this table.
+// The one table of tensors: every tensor of a Gemma 4 by checkpoint name, with its shape, its kind and the
+// field of ModelWeights that it fills. The loader, the quantizer and `jewel inspect` all read this table.
 #pragma once
 
 #include <string>
@@ -12,7 +12,16 @@
 namespace jewel {
 
 enum class TensorKind : uint8_t { kLinear, kEmbedding, kNorm, kScalar };
-enum class Part : uint8_t { kEmbeddings, kPerLayerEmbeddings, kAttention, kMlp, kPerLayerInput, kNorms, kHead, kVision };
+enum class Part : uint8_t {
+  kEmbeddings,
+  kPerLayerEmbeddings,
+  kAttention,
+  kMlp,
+  kPerLayerInput,
+  kNorms,
+  kHead,
+  kVision
+};
 std::string_view part_name(Part part);
 
 struct TensorSpec {
@@ -29,8 +38,8 @@ struct TensorSpec {
 // The prefix of decoder names: "model.language_model." in multimodal checkpoints, "model." in text-only ones.
 enum class NamePrefix : uint8_t { kMultimodal, kTextOnly };
 
-// Sizes `weights`' vectors for `config` and lists every tensor with pointers into it. `weights` must stay where it is
-// while the pointers are used.
+// Sizes `weights`' vectors for `config` and lists every tensor with pointers into it. `weights` must stay
+// where it is while the pointers are used.
 std::vector<TensorSpec> tensor_table(const ModelConfig& config, NamePrefix prefix, ModelWeights& weights);
 
 }  // namespace jewel

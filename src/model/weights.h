@@ -1,7 +1,8 @@
 // The weights of one Gemma 4, by the checkpoint's own words.
 //
-// Large tensors are borrowed views into the mapped files (checkpoint/checkpoint.h owns the mapping and must outlive
-// them). Small ones, norms and scalars, are copied and widened to float32. After loading nobody looks up names.
+// Large tensors are borrowed views into the mapped files (checkpoint/checkpoint.h owns the mapping and must
+// outlive them). Small ones, norms and scalars, are copied and widened to float32. After loading nobody looks
+// up names.
 #pragma once
 
 #include <cstddef>
@@ -26,7 +27,8 @@ struct TensorView {
 // y = W x, W row-major [out, in] in BF16, F32 or F8_E4M3.
 struct LinearWeight {
   TensorView weight;
-  std::vector<float> scale;  // empty: none. [1]: one for the tensor. [out]: one per row. W = float(weight) * scale
+  std::vector<float>
+      scale;  // empty: none. [1]: one for the tensor. [out]: one per row. W = float(weight) * scale
 
   bool present() const { return weight.present(); }
   int64_t out() const { return weight.shape[0]; }
