@@ -129,8 +129,9 @@ Result<void> Checkpoint::bind_tensors() {
     }
   }
   if (!unused.empty()) {
-    notes_.push_back(fmt::format("{} tensor{} of the checkpoint not used, the first is '{}'", unused.size(),
-                                 unused.size() == 1 ? " is" : "s are", unused[0]));
+    notes_.push_back(fmt::format("{} tensor{} of the checkpoint {} not used, the first is '{}'",
+                                 unused.size(), unused.size() == 1 ? "" : "s",
+                                 unused.size() == 1 ? "is" : "are", unused[0]));
   }
   return {};
 }
