@@ -1,4 +1,5 @@
-// MemoryFile: bytes under a path, for parsers that open files themselves. Lives in memory, gone with the object.
+// MemoryFile: bytes under a path, for parsers that open files themselves. Lives in memory, gone with the
+// object.
 #pragma once
 
 #include <sys/mman.h>
@@ -16,7 +17,8 @@ class MemoryFile {
  public:
   MemoryFile(const uint8_t* data, size_t size) : descriptor_(memfd_create("fuzz", 0)) {
     JEWEL_CHECK(descriptor_ >= 0, "memfd_create failed");
-    JEWEL_CHECK(write(descriptor_, data, size) == static_cast<ssize_t>(size), "short write of {} bytes", size);
+    JEWEL_CHECK(write(descriptor_, data, size) == static_cast<ssize_t>(size), "short write of {} bytes",
+                size);
   }
   ~MemoryFile() { close(descriptor_); }
   MemoryFile(const MemoryFile&) = delete;
