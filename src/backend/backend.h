@@ -139,7 +139,8 @@ class Backend {
 
   virtual const BackendInfo& info() const = 0;
 
-  // Once, before the first step. Page contents are undefined until written.
+  // Before the first step, and again whenever no sequence is live: what the pages held is lost. Page contents
+  // are undefined until written.
   virtual Result<void> allocate_kv(const KvSizes& sizes) = 0;
 
   // Runs the vision tower and the projection; the result stays in the backend until released.

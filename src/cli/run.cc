@@ -1,0 +1,325 @@
+// jewel run MODEL [--image FILE]… [PROMPT]: one answer, streamed to stdout.
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <boost/json/serialize.hpp>
+#include <boost/json/value_from.hpp>
+#include <chrono>
+#include <cstdio>
+#include <iostream>
+#include <iterator>
+#include <random>
+
+#include "base/log.h"
+#include "cli/commands.h"
+#include "cli/local_model.h"
+#include "model/json_reader.h"
+
+namespace jewel {
+
+namespace json = boost::json;
+
+namespace {
+
+struct RunFlags {
+  std::string model;
+  std::string prompt;
+  std::vector<std::string> images;
+  std::string system;
+  std::string tools_file;
+  std::string messages_file;
+  bool think = false;
+  bool raw = false;
+  bool json = false;
+  bool quiet = false;
+  int max_tokens = 512;
+  int image_tokens = 0;
+  std::optional<double> temperature;
+  std::optional<int> top_k;
+  std::optional<double> top_p;
+  std::optional<double> min_p;
+  std::optional<double> repetition_penalty;
+  std::optional<double> presence_penalty;
+  std::optional<double> frequency_penalty;
+  std::optional<uint64_t> seed;
+  LoadOptions load;
+};
+
+// stdin without its last newline: `echo Hi | jewel run MODEL` asks "Hi".
+std::string read_stdin() {
+  std::string text((std::istreambuf_iterator<char>(std::cin)), std::istreambuf_iterator<char>());
+  if (text.ends_with('\n')) text.pop_back();
+  if (text.ends_with('\r')) text.pop_back();
+  return text;
+}
+
+Result<json::array> read_array(const std::string& path, std::string_view key) {
+  std::FILE* file = std::fopen(path.c_str(), "rb");
+  if (file == nullptr) return not_found(fmt::format("{}: cannot be opened", path));
+  std::string text;
+  char buffer[1 << 16];
+  for (size_t n = 0; (n = std::fread(buffer, 1, sizeof(buffer), file)) > 0;) text.append(buffer, n);
+  std::fclose(file);
+  // A bare array is wrapped, so that one reader serves both shapes.
+  const size_t first = text.find_first_not_of(" \t\r\n");
+  if (first != std::string::npos && text[first] == '[') text = fmt::format("{{\"{}\": {}}}", key, text);
+  JEWEL_ASSIGN(const json::object object, parse_json_object(text, path));
+  JsonReader reader(object, path);
+  const json::array* array = reader.optional_array(key);
+  if (reader.failed()) return reader.error();
+  if (array == nullptr)
+    return invalid(fmt::format("{}: expected an array, or an object with \"{}\"", path, key));
+  return *array;
+}
+
+Result<ChatInput> build_input(const RunFlags& flags) {
+  ChatInput input{.think = flags.think, .images = flags.images, .image_tokens = flags.image_tokens};
+  if (flags.raw) {
+    input.raw = flags.prompt;
+    return input;
+  }
+  if (!flags.tools_file.empty()) {
+    JEWEL_ASSIGN(input.tools, read_array(flags.tools_file, "tools"));
+  }
+  if (!flags.messages_file.empty()) {
+    JEWEL_ASSIGN(input.messages, read_array(flags.messages_file, "messages"));
+    return input;
+  }
+  if (!flags.system.empty())
+    input.messages.push_back(json::object{{"role", "system"}, {"content", flags.system}});
+  json::value content = json::string(flags.prompt);
+  if (!flags.images.empty()) {  // images first: what the model was trained on
+    json::array parts;
+    for (size_t i = 0; i < flags.images.size(); ++i) parts.push_back(json::object{{"type", "image"}});
+    parts.push_back(json::object{{"type", "text"}, {"text", flags.prompt}});
+    content = std::move(parts);
+  }
+  input.messages.push_back(json::object{{"role", "user"}, {"content", std::move(content)}});
+  return input;
+}
+
+SamplingParams build_sampling(const RunFlags& flags, SamplingParams params) {
+  params.temperature = flags.temperature.value_or(params.temperature);
+  params.top_k = flags.top_k.value_or(params.top_k);
+  params.top_p = flags.top_p.value_or(params.top_p);
+  params.min_p = flags.min_p.value_or(params.min_p);
+  params.repetition_penalty = flags.repetition_penalty.value_or(params.repetition_penalty);
+  params.presence_penalty = flags.presence_penalty.value_or(params.presence_penalty);
+  params.frequency_penalty = flags.frequency_penalty.value_or(params.frequency_penalty);
+  params.seed = flags.seed.value_or((uint64_t{std::random_device{}()} << 32) | std::random_device{}());
+  return params;
+}
+
+// The answer goes to stdout as it comes; reasoning to stderr, dimmed on a terminal. Each starts on a line of
+// its own.
+class Printer {
+ public:
+  void operator()(const OutputEvent& event) {
+    switch (event.kind) {
+      case OutputEvent::Kind::kReasoning:
+        write(stderr, event.text);
+        break;
+      case OutputEvent::Kind::kContent:
+        write(stdout, event.text);
+        break;
+      case OutputEvent::Kind::kCallStart:
+        call_name_ = event.text;
+        break;
+      case OutputEvent::Kind::kCallArguments:
+        break;  // printed whole at its end
+      case OutputEvent::Kind::kCallEnd:
+        if (stream_ != nullptr && !at_line_start_) write(stream_, "\n");
+        write(stdout, fmt::format("{}({})\n", call_name_, event.text));
+        break;
+    }
+  }
+
+  void finish() {
+    if (stream_ != nullptr && !at_line_start_) write(stream_, "\n");
+    std::fflush(stdout);
+  }
+
+ private:
+  void write(std::FILE* stream, std::string_view text) {
+    if (text.empty()) return;
+    if (stream_ != nullptr && stream != stream_ && !at_line_start_) emit(stream_, "\n");
+    stream_ = stream;
+    emit(stream, text);
+    at_line_start_ = text.back() == '\n';
+  }
+
+  static void emit(std::FILE* stream, std::string_view text) {
+    const bool dim = stream == stderr && ::isatty(STDERR_FILENO) != 0;
+    if (dim) std::fputs("\033[2m", stream);
+    std::fwrite(text.data(), 1, text.size(), stream);
+    if (dim) std::fputs("\033[0m", stream);
+    std::fflush(stream);
+  }
+
+  std::FILE* stream_ = nullptr;
+  bool at_line_start_ = true;
+  std::string call_name_;
+};
+
+double rate(int tokens, double seconds) {
+  return seconds > 0 ? tokens / seconds : 0;
+}
+
+json::object answer_as_json(const Answer& answer, double load_s) {
+  const int completion = static_cast<int>(answer.token_ids.size());
+  json::array calls;
+  for (const ToolCall& call : answer.output.tool_calls) {
+    calls.push_back(json::object{{"type", "function"},
+                                 {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
+  }
+  return {
+      {"text", answer.output.content},
+      {"reasoning",
+       answer.output.reasoning.empty() ? json::value(nullptr) : json::value(answer.output.reasoning)},
+      {"tool_calls", std::move(calls)},
+      {"finish_reason", answer.finish_reason},
+      {"token_ids", json::value_from(answer.token_ids)},
+      {"usage",
+       {{"prompt_tokens", answer.prompt_tokens},
+        {"completion_tokens", completion},
+        {"total_tokens", answer.prompt_tokens + completion},
+        {"prompt_tokens_details", {{"cached_tokens", 0}, {"image_tokens", answer.image_tokens}}},
+        {"completion_tokens_details", {{"reasoning_tokens", answer.reasoning_tokens}}}}},
+      {"timings",
+       {{"load_s", load_s},
+        {"queue_s", 0.0},
+        {"image_s", answer.image_s},
+        {"ttft_s", answer.ttft_s},
+        {"decode_s", answer.decode_s},
+        {"prompt_tok_s", rate(answer.prompt_tokens, answer.prefill_s)},
+        {"decode_tok_s", rate(completion - 1, answer.decode_s)}}},
+  };
+}
+
+void print_statistics(const Answer& answer, double load_s) {
+  const int completion = static_cast<int>(answer.token_ids.size());
+  std::string line =
+      fmt::format("{} tokens, {:.1f} tok/s", completion, rate(completion - 1, answer.decode_s));
+  line += fmt::format("; prompt {} tokens", answer.prompt_tokens);
+  if (answer.image_tokens > 0)
+    line += fmt::format(" ({} of images, {:.2f} s)", answer.image_tokens, answer.image_s);
+  line += fmt::format(", {:.0f} tok/s", rate(answer.prompt_tokens, answer.prefill_s));
+  line += fmt::format("; first token after {:.2f} s, load {:.2f} s", answer.ttft_s, load_s);
+  if (answer.finish_reason == "length") line += "; stopped at --max-tokens";
+  fmt::print(stderr, "{}\n", line);
+}
+
+int run(RunFlags flags) {
+  if (flags.prompt.empty() && flags.messages_file.empty()) {
+    if (::isatty(STDIN_FILENO) != 0) {
+      fmt::print(stderr, "jewel run: no prompt; give it as the last argument or on stdin\n");
+      return kExitUsage;
+    }
+    flags.prompt = read_stdin();
+  }
+  const auto start = std::chrono::steady_clock::now();
+  auto input = build_input(flags);
+  if (!input.ok()) return report(input.error());
+  auto model = LocalModel::load(flags.model, flags.load, loading_progress(flags.model));
+  if (!model.ok()) return report(model.error());
+  if (!flags.quiet) {
+    for (const std::string& note : (*model)->checkpoint().notes()) log().info("{}: {}", flags.model, note);
+  }
+  const double load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+
+  Printer printer;
+  std::function<void(const OutputEvent&)> on_event;
+  if (!flags.json) on_event = [&](const OutputEvent& event) { printer(event); };
+  const SamplingParams sampling = build_sampling(flags, (*model)->default_sampling());
+  const auto answer = (*model)->answer(*input, sampling, flags.max_tokens, on_event);
+  if (!answer.ok()) {
+    printer.finish();
+    return report(answer.error());
+  }
+  if (flags.json) {
+    fmt::print("{}\n", json::serialize(answer_as_json(*answer, load_s)));
+  } else {
+    printer.finish();
+  }
+  if (!flags.quiet) print_statistics(*answer, load_s);
+  return kExitDone;
+}
+
+}  // namespace
+
+Command add_run_command(CLI::App& app) {
+  auto flags = std::make_shared<RunFlags>();
+  CLI::App* run_app =
+      app.add_subcommand("run", "Answers one prompt, about images if given; streams to stdout");
+  run_app->footer(
+      "The answer goes to stdout; reasoning and statistics go to stderr.\n"
+      "\n"
+      "Examples:\n"
+      "  jewel run models/jewel-demo \"Who are you?\"\n"
+      "  jewel run models/jewel-demo --image a.png --image b.jpg --image-tokens 280 \"Compare them\"\n"
+      "  echo \"What is 2 + 2?\" | jewel run MODEL --think --temperature 0 --json");
+  run_app
+      ->add_option("MODEL", flags->model,
+                   "Model directory (config.json, tokenizer.json, model.safetensors, …)")
+      ->required();
+  run_app->add_option("PROMPT", flags->prompt, "What to ask; read from stdin when left out");
+  run_app
+      ->add_option("--image", flags->images,
+                   "Image file (JPEG, PNG, WebP, GIF, BMP); repeat for several, in order")
+      ->allow_extra_args(false);
+  run_app->add_option("--image-tokens", flags->image_tokens,
+                      "Soft tokens per image: 70, 140, 280, 560 or 1120 (default: the model's)");
+  run_app->add_option("--system", flags->system, "System message");
+  run_app
+      ->add_option("--messages", flags->messages_file,
+                   "JSON file with a whole conversation (OpenAI chat messages) instead of PROMPT")
+      ->check(CLI::ExistingFile);
+  run_app->add_option("--tools", flags->tools_file, "JSON file with tool declarations (OpenAI format)")
+      ->check(CLI::ExistingFile);
+  run_app->add_flag("--think", flags->think, "Let the model reason before it answers");
+  run_app->add_flag("--raw", flags->raw,
+                    "Complete PROMPT as it stands, without the chat template; control tokens count");
+  run_app->add_option("--max-tokens", flags->max_tokens, "Most tokens to generate")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
+  run_app->add_option("--temperature", flags->temperature, "0 is greedy (default: the model's)")
+      ->check(CLI::Range(0.0, 100.0));
+  run_app
+      ->add_option("--top-k", flags->top_k, "Sample among the K likeliest, 0 is off (default: the model's)")
+      ->check(CLI::NonNegativeNumber);
+  run_app
+      ->add_option("--top-p", flags->top_p, "Sample among the likeliest that sum to P (default: the model's)")
+      ->check(CLI::Range(0.0, 1.0));
+  run_app->add_option("--min-p", flags->min_p, "Drop tokens less likely than P times the likeliest")
+      ->check(CLI::Range(0.0, 1.0));
+  run_app
+      ->add_option("--repetition-penalty", flags->repetition_penalty, "Above 1: seen tokens are less likely")
+      ->check(CLI::Range(0.01, 100.0));
+  run_app
+      ->add_option("--presence-penalty", flags->presence_penalty,
+                   "Subtracted once per token already generated")
+      ->check(CLI::Range(-2.0, 2.0));
+  run_app
+      ->add_option("--frequency-penalty", flags->frequency_penalty,
+                   "Subtracted per use of a token already generated")
+      ->check(CLI::Range(-2.0, 2.0));
+  run_app->add_option("--seed", flags->seed, "Same seed, same text (default: random)");
+  run_app->add_option("--dtype", flags->load.dtype, "Activations: auto (bfloat16), bfloat16 or float32")
+      ->capture_default_str();
+  run_app
+      ->add_option("--kv-cache-dtype", flags->load.kv_cache_dtype,
+                   "auto (the checkpoint's), bfloat16, fp8 or float32")
+      ->capture_default_str();
+  run_app
+      ->add_option("--max-model-len", flags->load.max_model_len,
+                   "Most tokens of prompt and answer (default: the model's)")
+      ->check(CLI::PositiveNumber);
+  run_app->add_option("--threads", flags->load.n_threads, "CPU threads (default: one per usable core)")
+      ->check(CLI::Range(1, 1024));
+  run_app->add_flag("--json", flags->json, "Print one JSON object instead of streaming");
+  run_app->add_flag("--quiet", flags->quiet, "No notes and no statistics on stderr");
+  return [flags] { return run(*flags); };
+}
+
+}  // namespace jewel
