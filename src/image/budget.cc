@@ -27,6 +27,8 @@ int64_t strip_length(int long_side, int short_side, int64_t step, int max_soft_t
   return std::min(static_cast<int64_t>(std::floor(aspect)) * step, max_soft_tokens * step);
 }
 
+}  // namespace
+
 Result<void> check_budget(const SoftTokenBudget& budget) {
   if (std::ranges::find(kSoftTokenBudgets, budget.max_soft_tokens) == std::end(kSoftTokenBudgets)) {
     return invalid(fmt::format("max_soft_tokens is {}, expected one of {}", budget.max_soft_tokens,
@@ -44,8 +46,6 @@ Result<void> check_budget(const SoftTokenBudget& budget) {
   }
   return {};
 }
-
-}  // namespace
 
 Result<TargetSize> target_size(int height, int width, const SoftTokenBudget& budget) {
   JEWEL_TRY(check_budget(budget));

@@ -29,6 +29,9 @@ struct TargetSize {
   bool operator==(const TargetSize&) const = default;
 };
 
+// Whether the three numbers make sense; target_size() checks them too.
+Result<void> check_budget(const SoftTokenBudget& budget);
+
 // Errors: kInvalid with param "max_soft_tokens" for a budget outside kSoftTokenBudgets; kInvalid for a size
 // that is not positive or so narrow that no size fits the budget (the reference refuses those too).
 Result<TargetSize> target_size(int height, int width, const SoftTokenBudget& budget);

@@ -77,6 +77,16 @@ int32_t tk_template_render(const tk_template* chat_template, const uint8_t* vari
 
 // ---- images (src/image.rs) ------------------------------------------------------------------------------------------
 
+// What the bytes are; the caller has looked at their first few.
+enum { TK_IMAGE_PNG = 1, TK_IMAGE_WEBP = 2, TK_IMAGE_GIF = 3, TK_IMAGE_BMP = 4 };
+
+// Reads the header alone: width and height in pixels, before any orientation tag. Memory used does not depend on them.
+int32_t tk_image_size(int32_t format, const uint8_t* data, size_t size, uint32_t* width, uint32_t* height, tk_buffer* error);
+
+// Decodes (of a GIF or an animation: the first frame) into `rgb` [height, width, 3], whose size must be just that for the
+// size that tk_image_size gave. On failure the contents of `rgb` are unspecified.
+int32_t tk_image_decode(int32_t format, const uint8_t* data, size_t size, uint8_t* rgb, size_t rgb_size, tk_buffer* error);
+
 #ifdef __cplusplus
 }  // extern "C"
 #endif
