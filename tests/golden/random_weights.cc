@@ -16,7 +16,8 @@ namespace {
 
 constexpr uint64_t kGamma = 0x9e3779b97f4a7c15u;
 constexpr int32_t kSumMean = 131070;  // of four uniform 16-bit integers: 4 * 65535 / 2
-constexpr double kSumStd = 37837.0;   // sqrt(4 * (65536^2 - 1) / 12), rounded; the rounding is part of the definition
+constexpr double kSumStd =
+    37837.0;  // sqrt(4 * (65536^2 - 1) / 12), rounded; the rounding is part of the definition
 
 uint64_t mix(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
@@ -33,12 +34,15 @@ uint64_t fnv1a64(std::string_view text) {
   return hash;
 }
 
-bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
+bool contains(std::string_view text, std::string_view part) {
+  return text.find(part) != std::string_view::npos;
+}
 
 // Bounds that cut a few per cent: about two deviations of what the linear sees under the other rules.
 double clip_bound(std::string_view name) {
   if (contains(name, ".o_proj.")) return 0.75;
-  if (contains(name, ".down_proj.") || contains(name, ".ffw_layer_2.") || contains(name, ".linear_end.")) return 1.0;
+  if (contains(name, ".down_proj.") || contains(name, ".ffw_layer_2.") || contains(name, ".linear_end."))
+    return 1.0;
   return 2.0;
 }
 
@@ -49,7 +53,8 @@ std::string seed_name(std::string_view name) {
   constexpr std::pair<std::string_view, std::string_view> kShared[] = {
       {".k_proj.", ".q_proj."}, {".v_proj.", ".q_proj."}, {".up_proj.", ".gate_proj."}};
   for (const auto& [member, first] : kShared) {
-    if (const size_t at = result.find(member); at != std::string::npos) result.replace(at, member.size(), first);
+    if (const size_t at = result.find(member); at != std::string::npos)
+      result.replace(at, member.size(), first);
   }
   return result;
 }
@@ -76,7 +81,8 @@ class Filler {
  public:
   Filler(RandomModel& model, uint64_t seed, RandomScheme scheme, int n_threads)
       : model_(model), seed_(seed), scheme_(scheme), n_threads_(n_threads) {
-    // The smallest code whose value is nearest each bfloat16: quantizing is a look-up, exactly as a cast would be.
+    // The smallest code whose value is nearest each bfloat16: quantizing is a look-up, exactly as a cast
+    // would be.
     if (scheme != RandomScheme::kBF16) {
       fp8_of_bf16_.resize(1 << 16);
       for (uint32_t bits = 0; bits < 1 << 16; ++bits) {
@@ -163,13 +169,17 @@ RandomRule random_rule(std::string_view name, std::span<const int64_t> shape) {
   const std::string_view last = stem.substr(stem.rfind('.') + 1);
   const double fan_in = shape.size() >= 2 ? static_cast<double>(count_of(shape.subspan(1))) : 1.0;
   if (last == "layer_scalar") return {kUniform, 0.3, 0.6};
-  if (last == "input_min" || last == "output_min") return {kUniform, -1.1 * clip_bound(name), 0.2 * clip_bound(name)};
-  if (last == "input_max" || last == "output_max") return {kUniform, 0.9 * clip_bound(name), 0.2 * clip_bound(name)};
+  if (last == "input_min" || last == "output_min")
+    return {kUniform, -1.1 * clip_bound(name), 0.2 * clip_bound(name)};
+  if (last == "input_max" || last == "output_max")
+    return {kUniform, 0.9 * clip_bound(name), 0.2 * clip_bound(name)};
   if (last == "q_norm" || last == "k_norm") {
-    return contains(name, "vision_tower") ? RandomRule{kGaussian, 0.5, 0.05} : RandomRule{kGaussian, 0.3, 0.03};
+    return contains(name, "vision_tower") ? RandomRule{kGaussian, 0.5, 0.05}
+                                          : RandomRule{kGaussian, 0.3, 0.03};
   }
   if (stem.ends_with("language_model.norm") || stem == "model.norm") return {kGaussian, 3.0, 0.3};
-  if (last == "embed_tokens" || last == "embedding_projection") return {kGaussian, 0.0, 2.0 / std::sqrt(fan_in)};
+  if (last == "embed_tokens" || last == "embedding_projection")
+    return {kGaussian, 0.0, 2.0 / std::sqrt(fan_in)};
   if (last == "embed_tokens_per_layer") return {kGaussian, 0.0, 0.0625};
   if (last == "position_embedding_table") return {kGaussian, 0.0, 0.5};
   if (last == "input_proj") return {kGaussian, 0.0, 2.0 / std::sqrt(fan_in)};
@@ -196,7 +206,8 @@ void random_values(std::string_view name, std::span<const int64_t> shape, uint64
   const float step = round_to_bf16(static_cast<float>(rule.std / kSumStd));
   for (uint16_t& value : out) {
     const uint64_t h = mix(counter);
-    const int32_t sum = static_cast<int32_t>((h & 0xffff) + (h >> 16 & 0xffff) + (h >> 32 & 0xffff) + (h >> 48));
+    const int32_t sum =
+        static_cast<int32_t>((h & 0xffff) + (h >> 16 & 0xffff) + (h >> 32 & 0xffff) + (h >> 48));
     value = f32_to_bf16(mean + static_cast<float>(sum - kSumMean) * step);
     counter += kGamma;
   }
