@@ -15,6 +15,10 @@ namespace json = boost::json;
 // Jinja macros and textkit both recurse over arguments; 100 levels are far more than any tool takes.
 constexpr size_t kMaxArgumentDepth = 100;
 
+// A message takes at least five tokens, so this is far above what a context of 131,072 tokens holds; templates that look for
+// the next message of a kind take quadratic time.
+constexpr size_t kMaxMessages = 20000;
+
 Result<json::value> parse_arguments(std::string_view text, const std::string& field) {
   const Trimmed core = trim_like_python(text);
   if (core.begin == core.end) return json::value(json::object());
@@ -89,6 +93,8 @@ Result<json::value> content_for_template(const json::value& content, bool by_ass
 
 Result<json::array> messages_for_template(const json::array& messages, const UserText& user_text,
                                           ChannelMarkers channel) {
+  if (messages.size() > kMaxMessages)
+    return too_large(fmt::format("{} messages, the limit is {}", messages.size(), kMaxMessages), "messages");
   json::array out;
   for (size_t i = 0; i < messages.size(); ++i) {
     const std::string at = fmt::format("messages[{}]", i);

@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 type Jinja<T> = std::result::Result<T, minijinja::Error>;
 
 /// Instructions a rendering may take. Long conversations with tools need a few hundred thousand; a hostile one ends in seconds.
-const FUEL: u64 = 50_000_000;
+const FUEL: u64 = 20_000_000;
 const NAME: &str = "chat_template";
 
 pub struct Template {
