@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <random>
 
 #include "base/check.h"
 
@@ -12,9 +13,18 @@ namespace {
 class Builder {
  public:
   Builder(const RandomModelOptions& options, std::deque<std::vector<std::byte>>& storage)
-      : options_(options), storage_(storage), random_(options.seed) {}
+      : options_(options), storage_(storage), state_(options.seed) {}
 
-  float normal(float deviation) { return std::normal_distribution<float>(0, deviation)(random_); }
+  // Near enough to normal, and quick: the sum of the four 16-bit parts of one random word (splitmix64).
+  float normal(float deviation) {
+    uint64_t word = state_ += 0x9e3779b97f4a7c15u;
+    word = (word ^ (word >> 30)) * 0xbf58476d1ce4e5b9u;
+    word = (word ^ (word >> 27)) * 0x94d049bb133111ebu;
+    word ^= word >> 31;
+    float sum = 0;
+    for (int i = 0; i < 4; ++i) sum += static_cast<float>((word >> (16 * i)) & 0xffffu) - 32767.5f;
+    return deviation * sum / (65536 / std::sqrt(3.0f));  // four uniform parts: variance 4 / 12 of 65536^2
+  }
 
   TensorView tensor(DType dtype, std::vector<int64_t> shape, float deviation) {
     int64_t count = 1;
@@ -70,7 +80,7 @@ class Builder {
  private:
   const RandomModelOptions& options_;
   std::deque<std::vector<std::byte>>& storage_;
-  std::mt19937_64 random_;
+  uint64_t state_;
 };
 
 TextConfig text_config(const RandomModelOptions& o) {
