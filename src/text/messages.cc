@@ -15,8 +15,8 @@ namespace json = boost::json;
 // Jinja macros and textkit both recurse over arguments; 100 levels are far more than any tool takes.
 constexpr size_t kMaxArgumentDepth = 100;
 
-// A message takes at least five tokens, so this is far above what a context of 131,072 tokens holds; templates that look for
-// the next message of a kind take quadratic time.
+// A message takes at least five tokens, so this is far above what a context of 131,072 tokens holds;
+// templates that look for the next message of a kind take quadratic time.
 constexpr size_t kMaxMessages = 20000;
 
 Result<json::value> parse_arguments(std::string_view text, const std::string& field) {

@@ -17,6 +17,8 @@ struct ChannelMarkers {
 // A copy of `messages` with every string protected, tool calls' arguments parsed from JSON text to objects,
 // and content parts other than text cut down to their type (an image's data has no place in a template).
 // Errors name the field.
+// Boost.JSON reads numbers of more than 15 digits to within one unit in the last place, not always to the
+// nearest value.
 Result<boost::json::array> messages_for_template(const boost::json::array& messages,
                                                  const UserText& user_text, ChannelMarkers channel);
 

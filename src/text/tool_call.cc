@@ -69,6 +69,12 @@ void append_escaped(std::string& out, char c) {
     case '\t':
       out += "\\t";
       return;
+    case '\b':
+      out += "\\b";
+      return;
+    case '\f':
+      out += "\\f";
+      return;
     default:
       break;
   }

@@ -39,7 +39,8 @@ TEST(ChatTemplate, PrintsAsPythonDoes) {
     if (item.at("text").is_null()) {
       EXPECT_FALSE(text.ok()) << source << " gave " << text.value();
     } else {
-      EXPECT_EQ(text.ok() ? text.value() : "error: " + text.error().message, item.at("text").as_string()) << source;
+      EXPECT_EQ(text.ok() ? text.value() : "error: " + text.error().message, item.at("text").as_string())
+          << source;
     }
   }
   EXPECT_GE(compared, 100u);
@@ -52,7 +53,8 @@ TEST(ChatTemplate, ConversationsEqualTheReference) {
   for (const json::value& item : goldens().at("conversations").as_array()) {
     RenderOptions options;
     options.extra = item.at("options").as_object();
-    const auto text = chat_template->render(item.at("messages").as_array(), item.at("tools").as_array(), options);
+    const auto text =
+        chat_template->render(item.at("messages").as_array(), item.at("tools").as_array(), options);
     ASSERT_TRUE(text.ok()) << text.error().message;
     EXPECT_EQ(text.value(), item.at("text").as_string()) << json::serialize(item.at("messages"));
     ++compared;
@@ -72,7 +74,8 @@ TEST(ChatTemplate, ErrorsNameTheLineAndTheReason) {
 }
 
 TEST(ChatTemplate, EndlessRenderingIsStopped) {
-  const auto text = render("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}", {});
+  const auto text =
+      render("{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}", {});
   ASSERT_FALSE(text.ok());
   EXPECT_EQ(text.error().code, ErrorCode::kTooLarge);
   const auto recursion = render("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", {});
@@ -91,7 +94,8 @@ TEST(ChatTemplate, DeepVariablesAreAnErrorOrText) {
 TEST(ChatTemplate, StrftimeNow) {
   setenv("TZ", "UTC", 1);
   tzset();
-  const auto text = render("{{ strftime_now('%Y-%m-%d %H:%M:%S %B %a') }}|{{ strftime_now('') }}|{{ strftime_now('%%') }}", {});
+  const auto text = render(
+      "{{ strftime_now('%Y-%m-%d %H:%M:%S %B %a') }}|{{ strftime_now('') }}|{{ strftime_now('%%') }}", {});
   ASSERT_TRUE(text.ok()) << text.error().message;
   EXPECT_EQ(text.value(), "2026-03-31 23:33:20 March Tue||%");
 }
@@ -109,7 +113,8 @@ TEST(ChatTemplate, FromTokenizerConfig) {
     return loaded.render({}, {}, {});
   };
   EXPECT_EQ(load_and_render().error().code, ErrorCode::kNotFound);
-  write(R"({"bos_token": {"content": "<b>"}, "eos_token": "<e>", "pad_token": null, "chat_template": "{{ bos_token }}{{ eos_token }}{{ tools }}"})");
+  write(
+      R"({"bos_token": {"content": "<b>"}, "eos_token": "<e>", "pad_token": null, "chat_template": "{{ bos_token }}{{ eos_token }}{{ tools }}"})");
   EXPECT_EQ(load_and_render().value(), "<b><e>None");
   write(R"({"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]})");
   EXPECT_EQ(load_and_render().value(), "d");

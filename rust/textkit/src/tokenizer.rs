@@ -4,7 +4,9 @@
 //! text came from a person and which from the template. Added tokens that are not special are text, and are matched.
 
 use crate::error::{bytes, guard, text, Buffer, Error, Result};
-use tokenizers::{DecoderWrapper, Model, Tokenizer};
+use std::collections::HashSet;
+use tokenizers::models::bpe::BPE;
+use tokenizers::{DecoderWrapper, Model, ModelWrapper, Tokenizer};
 
 /// What a token is to the detokenizer; the header's TK_TOKEN_*.
 const HOLE: u8 = 0;
@@ -14,7 +16,11 @@ const SPECIAL: u8 = 4;
 
 pub struct Handle {
     tokenizer: Tokenizer,
+    /// The characters behind which text may be cut before a space; None when the tokenizer is not of Gemma's plain make.
+    cut_after: Option<HashSet<char>>,
 }
+
+const SPACE: char = '▁';
 
 /// # Safety
 /// As the header says of tk_tokenizer_new.
@@ -47,7 +53,89 @@ fn load(json: &[u8]) -> Result<Handle> {
     tokenizer.with_truncation(None).map_err(|e| Error::invalid(e.to_string()))?;
     tokenizer.with_padding(None);
     tokenizer.set_encode_special_tokens(true);
-    Ok(Handle { tokenizer })
+    let cut_after = plain_bpe(&tokenizer).map(safe_cuts);
+    Ok(Handle { tokenizer, cut_after })
+}
+
+/// Gemma's make: spaces become "▁" and BPE runs over the whole, nothing else happens to a text.
+fn plain_bpe(tokenizer: &Tokenizer) -> Option<&BPE> {
+    let json = |part: serde_json::Result<serde_json::Value>| part.unwrap_or_default();
+    let normalizer = json(serde_json::to_value(tokenizer.get_normalizer()));
+    if normalizer != serde_json::json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}) {
+        return None;
+    }
+    // After that normalizer no space is left for this one to find.
+    let pre_tokenizer = json(serde_json::to_value(tokenizer.get_pre_tokenizer()));
+    let no_op = pre_tokenizer["type"] == "Split" && pre_tokenizer["pattern"] == serde_json::json!({"String": " "});
+    if !(pre_tokenizer.is_null() || (no_op && pre_tokenizer["invert"] == false)) {
+        return None;
+    }
+    if tokenizer.get_added_tokens_decoder().values().any(|token| !token.special) {
+        return None;
+    }
+    match tokenizer.get_model() {
+        ModelWrapper::BPE(bpe)
+            if bpe.dropout.is_none()
+                && bpe.continuing_subword_prefix.is_none()
+                && bpe.end_of_word_suffix.is_none()
+                && !bpe.ignore_merges =>
+        {
+            Some(bpe)
+        }
+        _ => None,
+    }
+}
+
+/// BPE over two halves gives the ids of BPE over the whole when no entry of the vocabulary holds the two characters at the cut
+/// side by side, for then no merge can ever reach across. So a text may be cut before a space behind any character that has an
+/// entry of its own and stands before a space in no entry (in Gemma's vocabulary ">" does, in one entry).
+fn safe_cuts(bpe: &BPE) -> HashSet<char> {
+    let vocab = bpe.get_vocab();
+    let single = |text: &str| {
+        let mut chars = text.chars();
+        chars.next().filter(|_| chars.next().is_none())
+    };
+    let mut safe: HashSet<char> = vocab.keys().filter_map(|text| single(text)).collect();
+    if !safe.contains(&SPACE) {
+        return HashSet::new();
+    }
+    for text in vocab.keys() {
+        for (at, _) in text.match_indices(SPACE) {
+            if let Some(before) = text[..at].chars().next_back() {
+                safe.remove(&before);
+            }
+        }
+    }
+    safe
+}
+
+impl Handle {
+    fn encode(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        let Some(cut_after) = &self.cut_after else {
+            return Ok(self.tokenizer.encode_fast(text, false)?.get_ids().to_vec());
+        };
+        // Word by word, each merged in a small heap or found in the library's cache.
+        let text = text.replace(' ', "▁");
+        let mut ids = Vec::with_capacity(text.len() / 3);
+        let mut begin = 0;
+        let mut before = None;
+        for (at, c) in text.char_indices() {
+            if c == SPACE && before.is_some_and(|b| cut_after.contains(&b)) {
+                self.encode_word(&text[begin..at], &mut ids)?;
+                begin = at;
+            }
+            before = Some(c);
+        }
+        self.encode_word(&text[begin..], &mut ids)?;
+        Ok(ids)
+    }
+
+    fn encode_word(&self, word: &str, ids: &mut Vec<u32>) -> tokenizers::Result<()> {
+        if !word.is_empty() {
+            ids.extend(self.tokenizer.get_model().tokenize(word)?.iter().map(|token| token.id));
+        }
+        Ok(())
+    }
 }
 
 /// The token table below is right for one decoder: "▁" becomes a space, byte tokens are joined, nothing else.
@@ -93,11 +181,8 @@ pub unsafe extern "C" fn tk_tokenizer_encode(
 ) -> i32 {
     guard(error, || {
         let input = text(input, size, "text to tokenize")?;
-        let encoding = (*tokenizer)
-            .tokenizer
-            .encode_fast(input, false)
-            .map_err(|e| Error::invalid(format!("tokenizing failed: {e}")))?;
-        *ids = Buffer::from_vec(encoding.get_ids().iter().flat_map(|id| id.to_ne_bytes()).collect());
+        let found = (*tokenizer).encode(input).map_err(|e| Error::invalid(format!("tokenizing failed: {e}")))?;
+        *ids = Buffer::from_vec(found.iter().flat_map(|id| id.to_ne_bytes()).collect());
         Ok(())
     })
 }
