@@ -27,6 +27,7 @@ struct Axis {
 // The AVX2 row pass takes four taps at a time, so every run of weights is padded to a multiple of four.
 constexpr int kTapGroup = 4;
 
+// NOLINTBEGIN(bugprone-incorrect-roundings): adding a half and truncating is the rounding to be matched.
 double keys_cubic(double x) {
   constexpr double a = -0.5;
   x = std::fabs(x);
@@ -84,27 +85,32 @@ Axis make_axis(int in, int out) {
   return axis;
 }
 
+// NOLINTEND(bugprone-incorrect-roundings)
+
 uint8_t to_byte(int32_t sum, int precision) {
   return static_cast<uint8_t>(std::clamp(sum >> precision, 0, 255));
 }
 
-// One row, horizontally: out[x] = Σ weight · in[begin[x] + j], for the outputs x in [from,
-// axis.begin.size()).
-void horizontal_row(const Axis& axis, const uint8_t* in, uint8_t* out, size_t from = 0) {
+// One row, horizontally, from output x on: out[x] = Σ weights[x, j] · in[begin[x] + j].
+void horizontal_row_from(size_t from, const Axis& axis, const uint8_t* in, uint8_t* out) {
   const int32_t half = 1 << (axis.precision - 1);
   for (size_t x = from; x < axis.begin.size(); ++x) {
     const int16_t* w = &axis.weights[x * axis.max_taps];
     const uint8_t* p = in + static_cast<size_t>(axis.begin[x]) * 3;
     int32_t r = half, g = half, b = half;
-    for (int j = 0; j < axis.taps[x]; ++j) {
-      r += w[j] * p[3 * j];
-      g += w[j] * p[3 * j + 1];
-      b += w[j] * p[3 * j + 2];
+    for (int j = 0; j < axis.taps[x]; ++j, p += 3) {
+      r += w[j] * p[0];
+      g += w[j] * p[1];
+      b += w[j] * p[2];
     }
     out[3 * x] = to_byte(r, axis.precision);
     out[3 * x + 1] = to_byte(g, axis.precision);
     out[3 * x + 2] = to_byte(b, axis.precision);
   }
+}
+
+void horizontal_row(const Axis& axis, const uint8_t* in, int /*in_width*/, uint8_t* out) {
+  horizontal_row_from(0, axis, in, out);
 }
 
 // One output row, vertically: out[i] = Σ weights[j] · rows[j][i] over `bytes` columns, each channel a column.
@@ -158,9 +164,9 @@ __attribute__((target("avx2"))) void horizontal_row_avx2(const Axis& axis, const
     const int16_t* w = &axis.weights[x * axis.max_taps];
     const uint8_t* p = in + static_cast<size_t>(axis.begin[x]) * 3;
     __m256i sums = _mm256_setzero_si256();
-    for (int g = 0; g < groups; ++g) {
-      const __m128i four_pixels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 12 * g));
-      const __m128i four_weights = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w + kTapGroup * g));
+    for (int g = 0; g < groups; ++g, p += 3 * kTapGroup, w += kTapGroup) {
+      const __m128i four_pixels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      const __m128i four_weights = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w));
       const __m256i pixels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four_pixels), spread_pixels);
       const __m256i pairs = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four_weights), spread_weights);
       sums = _mm256_add_epi32(sums, _mm256_madd_epi16(pixels, pairs));
@@ -171,7 +177,7 @@ __attribute__((target("avx2"))) void horizontal_row_avx2(const Axis& axis, const
     const int rgb0 = _mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
     std::memcpy(out + 3 * x, &rgb0, 4);  // the fourth byte is overwritten by the next pixel
   }
-  horizontal_row(axis, in, out, x);
+  horizontal_row_from(x, axis, in, out);
 }
 
 __attribute__((target("avx2"))) void vertical_row_avx2(const int16_t* weights, int precision,
@@ -179,26 +185,20 @@ __attribute__((target("avx2"))) void vertical_row_avx2(const int16_t* weights, i
                                                        uint8_t* out) {
   vertical_row_body(weights, precision, rows, n_rows, bytes, out);
 }
-
-bool has_avx2() {
-  static const bool yes = __builtin_cpu_supports("avx2");
-  return yes;
-}
 #endif
 
-void run_horizontal(const Axis& axis, const uint8_t* in, [[maybe_unused]] int in_width, uint8_t* out) {
+// The two passes of one instruction set. Both sets compute the same integers.
+struct Passes {
+  void (*horizontal)(const Axis& axis, const uint8_t* in, int in_width, uint8_t* out) = horizontal_row;
+  decltype(&vertical_row) vertical = vertical_row;
+};
+
+Passes choose_passes([[maybe_unused]] ResizePath path) {
 #if defined(__x86_64__)
-  if (has_avx2()) return horizontal_row_avx2(axis, in, in_width, out);
+  static const bool avx2 = __builtin_cpu_supports("avx2");
+  if (path == ResizePath::kBest && avx2) return {horizontal_row_avx2, vertical_row_avx2};
 #endif
-  horizontal_row(axis, in, out);
-}
-
-void run_vertical(const int16_t* weights, int precision, const uint8_t* const* rows, int n_rows, size_t bytes,
-                  uint8_t* out) {
-#if defined(__x86_64__)
-  if (has_avx2()) return vertical_row_avx2(weights, precision, rows, n_rows, bytes, out);
-#endif
-  vertical_row(weights, precision, rows, n_rows, bytes, out);
+  return {};
 }
 
 // Rows of the image after the horizontal pass. The vertical pass asks for them in order, a window of max_taps
@@ -206,8 +206,8 @@ void run_vertical(const int16_t* weights, int precision, const uint8_t* const* r
 // buffer.
 class NarrowedRows {
  public:
-  NarrowedRows(const RgbImage& image, int width, int window)
-      : image_(image), row_bytes_(static_cast<size_t>(width) * 3) {
+  NarrowedRows(const Passes& passes, const RgbImage& image, int width, int window)
+      : passes_(passes), image_(image), row_bytes_(static_cast<size_t>(width) * 3) {
     if (width == image.width) return;
     axis_ = make_axis(image.width, width);
     window_ = std::min(window, image.height);
@@ -219,7 +219,7 @@ class NarrowedRows {
     if (ring_.empty()) return &image_.rgb[y * row_bytes_];
     for (; made_ <= y; ++made_) {
       const uint8_t* in = &image_.rgb[static_cast<size_t>(made_) * image_.width * 3];
-      run_horizontal(axis_, in, image_.width, slot(made_));
+      passes_.horizontal(axis_, in, image_.width, slot(made_));
     }
     return slot(y);
   }
@@ -227,6 +227,7 @@ class NarrowedRows {
  private:
   uint8_t* slot(int y) { return &ring_[(y % window_) * row_bytes_]; }
 
+  Passes passes_;
   const RgbImage& image_;
   size_t row_bytes_;
   Axis axis_;
@@ -237,7 +238,8 @@ class NarrowedRows {
 
 }  // namespace
 
-RgbImage resize_bicubic(const RgbImage& image, int height, int width) {
+RgbImage resize_bicubic(const RgbImage& image, int height, int width, ResizePath path) {
+  const Passes passes = choose_passes(path);
   JEWEL_CHECK(image.height > 0 && image.width > 0 && height > 0 && width > 0, "{} x {} to {} x {}",
               image.height, image.width, height, width);
   JEWEL_CHECK(image.rgb.size() == size_t{3} * image.height * image.width, "{} bytes for {} x {}",
@@ -245,17 +247,17 @@ RgbImage resize_bicubic(const RgbImage& image, int height, int width) {
   const size_t row_bytes = static_cast<size_t>(width) * 3;
   RgbImage out{height, width, std::vector<uint8_t>(height * row_bytes)};
   if (height == image.height) {
-    NarrowedRows rows(image, width, 1);
+    NarrowedRows rows(passes, image, width, 1);
     for (int y = 0; y < height; ++y) std::memcpy(&out.rgb[y * row_bytes], rows.row(y), row_bytes);
     return out;
   }
   const Axis axis = make_axis(image.height, height);
-  NarrowedRows rows(image, width, axis.max_taps);
+  NarrowedRows rows(passes, image, width, axis.max_taps);
   std::vector<const uint8_t*> taps(axis.max_taps);
   for (int y = 0; y < height; ++y) {
     for (int j = 0; j < axis.taps[y]; ++j) taps[j] = rows.row(axis.begin[y] + j);
-    run_vertical(&axis.weights[static_cast<size_t>(y) * axis.max_taps], axis.precision, taps.data(),
-                 axis.taps[y], row_bytes, &out.rgb[y * row_bytes]);
+    passes.vertical(&axis.weights[static_cast<size_t>(y) * axis.max_taps], axis.precision, taps.data(),
+                    axis.taps[y], row_bytes, &out.rgb[y * row_bytes]);
   }
   return out;
 }

@@ -13,8 +13,12 @@
 
 namespace jewel {
 
+// kBest takes the fastest kernels this CPU has; tests ask for the plain ones, which every CPU has. Same
+// bytes.
+enum class ResizePath { kBest, kPortable };
+
 // `image` must hold height · width · 3 bytes and both sides of both sizes must be positive (our own callers'
 // duty).
-RgbImage resize_bicubic(const RgbImage& image, int height, int width);
+RgbImage resize_bicubic(const RgbImage& image, int height, int width, ResizePath path = ResizePath::kBest);
 
 }  // namespace jewel

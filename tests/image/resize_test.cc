@@ -41,6 +41,9 @@ TEST(Resize, EqualsTorch) {
     EXPECT_EQ(out.width, target_width);
     EXPECT_EQ(fnv1a(out.rgb), hash) << line.substr(0, 40);
     if (whole != "-") EXPECT_EQ(hex(out.rgb), whole);
+    const RgbImage plain =
+        resize_bicubic(pattern(height, width, seed), target_height, target_width, ResizePath::kPortable);
+    EXPECT_EQ(fnv1a(plain.rgb), hash) << "portable path, " << line.substr(0, 40);
   }
 }
 
@@ -57,6 +60,11 @@ TEST(Resize, EqualsProcessor) {
         << line;
     const RgbImage out = resize_bicubic(pattern(height, width, seed), target_height, target_width);
     EXPECT_EQ(fnv1a(out.rgb), bytes_hash) << line;
+    if (budget <= 280) {
+      const RgbImage plain =
+          resize_bicubic(pattern(height, width, seed), target_height, target_width, ResizePath::kPortable);
+      EXPECT_EQ(fnv1a(plain.rgb), bytes_hash) << "portable path, " << line;
+    }
 
     const ImagePatches patches = patchify(out, 16);
     EXPECT_EQ(patches.grid_h * patches.grid_w, soft_tokens * 9) << line;

@@ -50,38 +50,62 @@ enum Quirk {
     /// A gray PNG: an alpha channel is a tRNS colour, expanded by the decoder, and the samples are still plain gray.
     GrayPng,
     /// A BMP of 16 bits a pixel: Pillow widens a channel of n bits by v * 255 / (2^n - 1) rounded down, `image` to nearest.
-    Bmp16 { green_bits: u32 },
+    Bmp16 {
+        green_bits: u32,
+    },
 }
 
 impl<'a> Generic<'a> {
     fn png(data: &'a [u8]) -> Result<Self> {
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(PNG_SIDE_BYTES);
-        let decoder = PngDecoder::with_limits(Cursor::new(data), limits).map_err(from_image("PNG"))?;
+        let decoder =
+            PngDecoder::with_limits(Cursor::new(data), limits).map_err(from_image("PNG"))?;
         const COLOR_TYPE: usize = 25; // in the header chunk, which stands first
-        let quirk = if data.get(COLOR_TYPE) == Some(&0) { Quirk::GrayPng } else { Quirk::None };
-        Ok(Self { what: "PNG", decoder: Box::new(decoder), quirk })
+        let quirk = if data.get(COLOR_TYPE) == Some(&0) {
+            Quirk::GrayPng
+        } else {
+            Quirk::None
+        };
+        Ok(Self {
+            what: "PNG",
+            decoder: Box::new(decoder),
+            quirk,
+        })
     }
 
     fn webp(data: &'a [u8]) -> Result<Self> {
         let decoder = WebPDecoder::new(Cursor::new(data)).map_err(from_image("WebP"))?;
-        Ok(Self { what: "WebP", decoder: Box::new(decoder), quirk: Quirk::None })
+        Ok(Self {
+            what: "WebP",
+            decoder: Box::new(decoder),
+            quirk: Quirk::None,
+        })
     }
 
     fn bmp(data: &'a [u8]) -> Result<Self> {
         let decoder = BmpDecoder::new(Cursor::new(data)).map_err(from_image("BMP"))?;
         // After the 14-byte file header: header size, width, height, planes, bits, compression; channel masks at 54.
-        let u32_at = |at: usize| data.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        let u32_at = |at: usize| {
+            data.get(at..at + 4)
+                .map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+        };
         let (header, bits, compression) = (u32_at(14), u32_at(28) & 0xFFFF, u32_at(30));
         const BITFIELDS: u32 = 3;
         let quirk = match bits {
             16 if header >= 40 => {
                 let six = compression == BITFIELDS && u32_at(58) == 0x7E0;
-                Quirk::Bmp16 { green_bits: if six { 6 } else { 5 } }
+                Quirk::Bmp16 {
+                    green_bits: if six { 6 } else { 5 },
+                }
             }
             _ => Quirk::None,
         };
-        Ok(Self { what: "BMP", decoder: Box::new(decoder), quirk })
+        Ok(Self {
+            what: "BMP",
+            decoder: Box::new(decoder),
+            quirk,
+        })
     }
 }
 
@@ -91,7 +115,11 @@ fn open(format: i32, data: &[u8]) -> Result<Opened<'_>> {
         WEBP => Opened::Generic(Generic::webp(data)?),
         BMP => Opened::Generic(Generic::bmp(data)?),
         GIF => Opened::Gif(Box::new(GifFrame::open(data)?)),
-        other => return Err(Error::invalid(format!("image format {other} is not one of textkit.h's"))),
+        other => {
+            return Err(Error::invalid(format!(
+                "image format {other} is not one of textkit.h's"
+            )))
+        }
     })
 }
 
@@ -135,7 +163,11 @@ fn round_down(rgb: &mut [u8], green_bits: u32) {
 }
 
 fn decode_generic(generic: Generic<'_>, rgb: &mut [u8]) -> Result<()> {
-    let Generic { what, decoder, quirk } = generic;
+    let Generic {
+        what,
+        decoder,
+        quirk,
+    } = generic;
     let color = decoder.color_type();
     if color == ColorType::Rgb8 {
         return decoder.read_image_boxed(rgb).map_err(from_image(what));
@@ -145,7 +177,9 @@ fn decode_generic(generic: Generic<'_>, rgb: &mut [u8]) -> Result<()> {
     raw.try_reserve_exact(pixels * usize::from(color.bytes_per_pixel()))
         .map_err(|e| Error::too_large(format!("{what}: {e}")))?;
     raw.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
-    decoder.read_image_boxed(&mut raw).map_err(from_image(what))?;
+    decoder
+        .read_image_boxed(&mut raw)
+        .map_err(from_image(what))?;
 
     let word = |two: &[u8]| u16::from_ne_bytes([two[0], two[1]]);
     let high = |two: &[u8]| (word(two) >> 8) as u8;
@@ -164,7 +198,11 @@ fn decode_generic(generic: Generic<'_>, rgb: &mut [u8]) -> Result<()> {
         ColorType::La16 => each(4, &|p| [high(p); 3]),
         ColorType::Rgb16 => each(6, &|p| [high(p), high(&p[2..]), high(&p[4..])]),
         ColorType::Rgba16 => each(8, &|p| [high(p), high(&p[2..]), high(&p[4..])]),
-        other => return Err(Error::unsupported(format!("{what} with pixels of kind {other:?}"))),
+        other => {
+            return Err(Error::unsupported(format!(
+                "{what} with pixels of kind {other:?}"
+            )))
+        }
     }
     Ok(())
 }
@@ -196,7 +234,10 @@ impl<'a> GifFrame<'a> {
             .ok_or_else(|| Error::invalid("broken GIF: it holds no image"))?;
         let (left, top) = (usize::from(frame.left), usize::from(frame.top));
         let (width, height) = (usize::from(frame.width), usize::from(frame.height));
-        let canvas = (screen.0.max((left + width) as u32), screen.1.max((top + height) as u32));
+        let canvas = (
+            screen.0.max((left + width) as u32),
+            screen.1.max((top + height) as u32),
+        );
         let transparent = frame.transparent;
 
         // Without any palette indices are gray levels; entries past the end of one are black.
@@ -209,7 +250,16 @@ impl<'a> GifFrame<'a> {
             }
             None => (0..256).for_each(|i| palette[i] = [i as u8; 3]),
         }
-        Ok(Self { reader, canvas, left, top, width, height, transparent, palette })
+        Ok(Self {
+            reader,
+            canvas,
+            left,
+            top,
+            width,
+            height,
+            transparent,
+            palette,
+        })
     }
 
     fn decode(mut self, rgb: &mut [u8]) -> Result<()> {
@@ -217,10 +267,13 @@ impl<'a> GifFrame<'a> {
         if self.reader.buffer_size() != indices.len() {
             return Err(Error::invalid("broken GIF: the frame's size changed"));
         }
-        self.reader.read_into_buffer(&mut indices).map_err(|e| invalid("GIF", e))?;
+        self.reader
+            .read_into_buffer(&mut indices)
+            .map_err(|e| invalid("GIF", e))?;
 
         let outside = self.palette[usize::from(self.transparent.unwrap_or(0))];
-        rgb.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&outside));
+        rgb.chunks_exact_mut(3)
+            .for_each(|pixel| pixel.copy_from_slice(&outside));
         if self.width == 0 {
             return Ok(());
         }
@@ -268,9 +321,13 @@ pub unsafe extern "C" fn tk_image_decode(
     guard(error, || {
         let opened = open(format, bytes(data, size))?;
         let (width, height) = opened.size();
-        let expected = (width as usize).checked_mul(height as usize).and_then(|n| n.checked_mul(3));
+        let expected = (width as usize)
+            .checked_mul(height as usize)
+            .and_then(|n| n.checked_mul(3));
         if expected != Some(rgb_size) || rgb_size == 0 {
-            return Err(Error::invalid(format!("a buffer of {rgb_size} bytes for {width} x {height} RGB")));
+            return Err(Error::invalid(format!(
+                "a buffer of {rgb_size} bytes for {width} x {height} RGB"
+            )));
         }
         opened.decode(std::slice::from_raw_parts_mut(rgb, rgb_size))
     })
