@@ -26,6 +26,7 @@ struct Axis {
 
 // The AVX2 row pass takes four taps at a time, so every run of weights is padded to a multiple of four.
 constexpr int kTapGroup = 4;
+constexpr int kGroupBytes = 3 * kTapGroup;
 
 // NOLINTBEGIN(bugprone-incorrect-roundings): adding a half and truncating is the rounding to be matched.
 double keys_cubic(double x) {
@@ -164,7 +165,7 @@ __attribute__((target("avx2"))) void horizontal_row_avx2(const Axis& axis, const
     const int16_t* w = &axis.weights[x * axis.max_taps];
     const uint8_t* p = in + static_cast<size_t>(axis.begin[x]) * 3;
     __m256i sums = _mm256_setzero_si256();
-    for (int g = 0; g < groups; ++g, p += 3 * kTapGroup, w += kTapGroup) {
+    for (int g = 0; g < groups; ++g, p += kGroupBytes, w += kTapGroup) {
       const __m128i four_pixels = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
       const __m128i four_weights = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w));
       const __m256i pixels = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(four_pixels), spread_pixels);
