@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <boost/json.hpp>
 #include <ctime>
 #include <fstream>
 #include <sstream>
@@ -100,6 +101,22 @@ TEST_F(SyntheticTokenizer, OneMegabyteWithoutNewlineInTwoSeconds) {
     EXPECT_FALSE(ids.empty());
     EXPECT_LT(took, kTimeLimitSeconds) << text->size() << " bytes, " << ids.size() << " ids";
     std::printf("    1 MB of \"%.8s...\": %.2f s, %zu ids\n", text->c_str(), took, ids.size());
+  }
+}
+
+// A tokenizer of another make takes the library's own path instead of ours, word by word: the same ids.
+TEST(Tokenizer, BothPathsAgree) {
+  std::string json = demo_tokenizer_json();
+  const boost::json::value parsed = boost::json::parse(json);
+  boost::json::object other = parsed.as_object();
+  other["normalizer"] =
+      boost::json::object{{"type", "Sequence"}, {"normalizers", boost::json::array{parsed.at("normalizer")}}};
+  const auto general = Tokenizer::from_json(boost::json::serialize(other));
+  ASSERT_TRUE(general.ok()) << general.error().message;
+  const auto fragments = read_fragments();
+  for (uint64_t i = 0; i < 1000; ++i) {
+    const std::string text = random_text(fragments, i);
+    ASSERT_EQ(encode(*general, text, SpecialTokens::kAsText), encode(demo_tokenizer(), text, SpecialTokens::kAsText)) << i;
   }
 }
 
