@@ -75,7 +75,7 @@ class CpuBackend : public Backend {
     try {
       finished_.push_back(run(chunks));
     } catch (const std::bad_alloc&) {
-      finished_.push_back(
+      finished_.emplace_back(
           unavailable("no memory for the activations of a step; allow fewer tokens in a step"));
     }
   }

@@ -238,7 +238,7 @@ void Decoder::run_layer(int layer, int64_t begin, int64_t n) {
   observe(Stage::kAttnNorm, layer, a);
   input_.set(compute_, a);
   if (c.owns_kv) write_kv(layer, begin, n);
-  const int64_t width = text_.n_heads * c.head_dim;
+  const int64_t width = int64_t{text_.n_heads} * c.head_dim;
   const Matrix attended{attention_buffer_.resize(n * width), n, width};
   attend(layer, begin, n, attended);
   observe(Stage::kAttention, layer, attended);
@@ -259,7 +259,7 @@ void Decoder::run_layer(int layer, int64_t begin, int64_t n) {
 void Decoder::write_kv(int layer, int64_t begin, int64_t n) {
   const LayerConfig& c = text_.layers[static_cast<size_t>(layer)];
   const DecoderLayerWeights& w = weights_.layers[static_cast<size_t>(layer)];
-  const int64_t width = c.n_kv_heads * c.head_dim;
+  const int64_t width = int64_t{c.n_kv_heads} * c.head_dim;
   const Matrix k{k_buffer_.resize(n * width), n, width};
   const Matrix v{v_buffer_.resize(n * width), n, width};
   linear(compute_, input_, w.k_proj, k);

@@ -17,8 +17,9 @@
 namespace jewel {
 namespace {
 
-// The block [MR rows, NR outputs] of a tile, in registers.
-template <typename Dot, int MR, int NR>
+// The block [MR rows, NR outputs] of a tile, in registers. kAhead: asks for the weights of the next block of
+// outputs while it works, because a row of weights is too short for the hardware to see a stream in it.
+template <typename Dot, int MR, int NR, bool kAhead>
 inline __attribute__((always_inline)) void dot_block(const DotTile& t, int row, int output) {
   const auto* x = static_cast<const typename Dot::XElement*>(t.x) + row * t.x_stride;
   const auto* w = static_cast<const typename Dot::WElement*>(t.w) + output * t.w_stride;
@@ -30,6 +31,9 @@ inline __attribute__((always_inline)) void dot_block(const DotTile& t, int row, 
   for (; k + Dot::kStep <= t.k; k += Dot::kStep) {
     typename Dot::W wk[NR];
     for (int o = 0; o < NR; ++o) wk[o] = Dot::load_w(w + o * t.w_stride + k);
+    if constexpr (kAhead) {
+      for (int o = 0; o < NR; ++o) __builtin_prefetch(w + (NR + o) * t.w_stride + k, 0, 2);
+    }
     for (int r = 0; r < MR; ++r) {
       const typename Dot::X xk = Dot::load_x(x + r * t.x_stride + k);
       for (int o = 0; o < NR; ++o) acc[r][o] = Dot::mac(acc[r][o], xk, wk[o]);
@@ -48,21 +52,29 @@ inline __attribute__((always_inline)) void dot_block(const DotTile& t, int row, 
   }
 }
 
-// Outputs in the outer loop: their weights are read from memory once, and the rows (small) come from cache.
-template <typename Dot, int MR, int NR>
+// All rows of NR outputs, kRows, 2 and 1 at a time.
+template <typename Dot, int NR>
 inline __attribute__((always_inline)) void dot_outputs(const DotTile& t, int output) {
+  constexpr int MR = Dot::kRows;
   int row = 0;
-  for (; row + MR <= t.rows; row += MR) dot_block<Dot, MR, NR>(t, row, output);
-  for (; row < t.rows; ++row) dot_block<Dot, 1, NR>(t, row, output);
+  if (t.rows >= MR) {
+    dot_block<Dot, MR, NR, true>(t, row, output);
+    row += MR;
+  }
+  for (; row + MR <= t.rows; row += MR) dot_block<Dot, MR, NR, false>(t, row, output);
+  if constexpr (MR > 2) {
+    for (; row + 2 <= t.rows; row += 2) dot_block<Dot, 2, NR, true>(t, row, output);
+  }
+  for (; row < t.rows; ++row) dot_block<Dot, 1, NR, true>(t, row, output);
 }
 
+// Outputs in the outer loop: their weights are read from memory once, and the rows (small) come from cache.
 template <typename Dot>
 void dot_tile(const DotTile& t) {
   int output = 0;
-  for (; output + Dot::kOutputs <= t.outputs; output += Dot::kOutputs) {
-    dot_outputs<Dot, Dot::kRows, Dot::kOutputs>(t, output);
-  }
-  for (; output < t.outputs; ++output) dot_outputs<Dot, Dot::kRows, 1>(t, output);
+  for (; output + Dot::kOutputs <= t.outputs; output += Dot::kOutputs)
+    dot_outputs<Dot, Dot::kOutputs>(t, output);
+  for (; output < t.outputs; ++output) dot_outputs<Dot, 1>(t, output);
 }
 
 // `Lanes` is a float32 vector: kLanes, Reg, Element, load(const float*), store, broadcast, mac; load_v

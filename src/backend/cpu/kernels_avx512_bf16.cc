@@ -21,26 +21,36 @@ constexpr uint16_t f8_code_to_bf16(int code) {
   return static_cast<uint16_t>(((127 - 7 - shift) << 7) | ((mantissa & 3) << 5));
 }
 
+// The upper and the lower bytes of the bf16 values of codes 0 to 127.
 struct F8Table {
-  alignas(64) uint16_t bf16[128];
-  constexpr F8Table() : bf16() {
-    for (int code = 0; code < 128; ++code) bf16[code] = f8_code_to_bf16(code);
+  alignas(64) uint8_t upper[128];
+  alignas(64) uint8_t lower[128];
+  constexpr F8Table() : upper(), lower() {
+    for (int code = 0; code < 128; ++code) {
+      upper[code] = static_cast<uint8_t>(f8_code_to_bf16(code) >> 8);
+      lower[code] = static_cast<uint8_t>(f8_code_to_bf16(code));
+    }
   }
 };
 constexpr F8Table kF8;
 
-// 32 codes as bf16: two look-ups of 64 entries each, chosen by bit 6, and the sign.
-inline __m512i f8_codes_to_bf16(__m256i codes) {
-  const __m512i code = _mm512_cvtepu8_epi16(codes);
-  const __m512i low =
-      _mm512_permutex2var_epi16(_mm512_load_si512(kF8.bf16), code, _mm512_load_si512(kF8.bf16 + 32));
-  const __m512i high =
-      _mm512_permutex2var_epi16(_mm512_load_si512(kF8.bf16 + 64), code, _mm512_load_si512(kF8.bf16 + 96));
-  const __m512i magnitude =
-      _mm512_mask_blend_epi16(_mm512_test_epi16_mask(code, _mm512_set1_epi16(0x40)), low, high);
-  // magnitude | ((code << 8) & 0x8000)
-  return _mm512_ternarylogic_epi32(magnitude, _mm512_slli_epi16(code, 8),
-                                   _mm512_set1_epi16(static_cast<short>(0x8000)), 0xf8);
+struct TwoVectors {
+  __m512i first, second;
+};
+
+// 64 codes as bf16: a look-up of 128 entries for each byte, the sign, and the bytes woven together. Weaving
+// works within quarters of a vector, so the codes are first dealt to the quarters in eights: 0 4 | 1 5 | 2 6
+// | 3 7.
+inline TwoVectors f8_codes_to_bf16(__m512i codes) {
+  const __m512i dealt = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
+  const __m512i upper =
+      _mm512_permutex2var_epi8(_mm512_load_si512(kF8.upper), dealt, _mm512_load_si512(kF8.upper + 64));
+  const __m512i lower =
+      _mm512_permutex2var_epi8(_mm512_load_si512(kF8.lower), dealt, _mm512_load_si512(kF8.lower + 64));
+  // upper | (code & 0x80)
+  const __m512i with_sign =
+      _mm512_ternarylogic_epi32(upper, dealt, _mm512_set1_epi8(static_cast<char>(0x80)), 0xf8);
+  return {_mm512_unpacklo_epi8(lower, with_sign), _mm512_unpackhi_epi8(lower, with_sign)};
 }
 
 inline __mmask16 first16(int n) {
@@ -49,6 +59,10 @@ inline __mmask16 first16(int n) {
 inline __mmask32 first32(int n) {
   return static_cast<__mmask32>((uint64_t{1} << n) - 1u);
 }
+
+inline __mmask64 first64(int n) {
+  return (uint64_t{1} << n) - 1u;
+}  // n < 64
 
 inline __m512 bf16_widen(__m256i bits) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
@@ -125,31 +139,55 @@ struct DotF32 {
   }
 };
 
-template <typename Weight>
+// bf16 weights: 32 products a step.
 struct DotBf16 {
   using Acc = __m512;
   using X = __m512i;
   using W = __m512i;
   using XElement = uint16_t;
-  using WElement = Weight;
+  using WElement = uint16_t;
   static constexpr int kStep = 32;
   static constexpr int kRows = 4;
   static constexpr int kOutputs = 4;
 
   static Acc zero() { return _mm512_setzero_ps(); }
-  static __m512i load(const uint16_t* p) { return _mm512_loadu_si512(p); }
-  static __m512i load_tail(const uint16_t* p, int n) { return _mm512_maskz_loadu_epi16(first32(n), p); }
-  static __m512i load(const uint8_t* p) {
-    return f8_codes_to_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
-  static __m512i load_tail(const uint8_t* p, int n) {
-    return f8_codes_to_bf16(_mm256_maskz_loadu_epi8(first32(n), p));
-  }
-  static X load_x(const uint16_t* p) { return load(p); }
-  static X load_x_tail(const uint16_t* p, int n) { return load_tail(p, n); }
-  static W load_w(const Weight* p) { return load(p); }
-  static W load_w_tail(const Weight* p, int n) { return load_tail(p, n); }
+  static X load_x(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  static X load_x_tail(const uint16_t* p, int n) { return _mm512_maskz_loadu_epi16(first32(n), p); }
+  static W load_w(const uint16_t* p) { return load_x(p); }
+  static W load_w_tail(const uint16_t* p, int n) { return load_x_tail(p, n); }
   static Acc mac(Acc acc, X x, W w) { return _mm512_dpbf16_ps(acc, (__m512bh)x, (__m512bh)w); }
+  template <int N>
+  static void store_sums(const Acc* acc, float* out) {
+    store_sums_of<N>(acc, out);
+  }
+};
+
+// E4M3 weights: 64 products a step, in the order in which two steps of DotBf16 form them. (A step of zeros
+// beyond the tail adds +0 to the sums.)
+struct DotF8 {
+  using Acc = __m512;
+  using X = TwoVectors;
+  using W = TwoVectors;
+  using XElement = uint16_t;
+  using WElement = uint8_t;
+  static constexpr int kStep = 64;
+  static constexpr int kRows = 4;
+  static constexpr int kOutputs = 4;
+
+  static Acc zero() { return _mm512_setzero_ps(); }
+  static X load_x(const uint16_t* p) { return {_mm512_loadu_si512(p), _mm512_loadu_si512(p + 32)}; }
+  static X load_x_tail(const uint16_t* p, int n) {
+    return {_mm512_maskz_loadu_epi16(first32(n < 32 ? n : 32), p),
+            _mm512_maskz_loadu_epi16(first32(n < 32 ? 0 : n - 32), p + 32)};
+  }
+  static W load_w(const uint8_t* p) { return f8_codes_to_bf16(_mm512_loadu_si512(p)); }
+  static W load_w_tail(const uint8_t* p, int n) {
+    return f8_codes_to_bf16(_mm512_maskz_loadu_epi8(first64(n), p));
+  }
+  static Acc mac(Acc acc, const X& x, const W& w) {
+    acc = _mm512_dpbf16_ps(acc, (__m512bh)x.first, (__m512bh)w.first);
+    return _mm512_dpbf16_ps(acc, (__m512bh)x.second, (__m512bh)w.second);
+  }
   template <int N>
   static void store_sums(const Acc* acc, float* out) {
     store_sums_of<N>(acc, out);
@@ -181,9 +219,16 @@ void f8_to_f32(const uint8_t* in, float* out, int64_t n) {
 
 void f8_to_bf16(const uint8_t* in, uint16_t* out, int64_t n) {
   int64_t i = 0;
-  for (; i + 32 <= n; i += 32) _mm512_storeu_si512(out + i, DotBf16<uint8_t>::load(in + i));
+  for (; i + 64 <= n; i += 64) {
+    __builtin_prefetch(in + i + 2048, 0, 2);
+    const TwoVectors v = f8_codes_to_bf16(_mm512_loadu_si512(in + i));
+    _mm512_storeu_si512(out + i, v.first);
+    _mm512_storeu_si512(out + i + 32, v.second);
+  }
   if (const int rest = static_cast<int>(n - i); rest > 0) {
-    _mm512_mask_storeu_epi16(out + i, first32(rest), DotBf16<uint8_t>::load_tail(in + i, rest));
+    const TwoVectors v = DotF8::load_w_tail(in + i, rest);
+    _mm512_mask_storeu_epi16(out + i, first32(rest < 32 ? rest : 32), v.first);
+    _mm512_mask_storeu_epi16(out + i + 32, first32(rest < 32 ? 0 : rest - 32), v.second);
   }
 }
 
@@ -191,7 +236,7 @@ constexpr Kernels kAvx512Bf16 = {
     .isa = CpuIsa::kAvx512Bf16,
     .name = "avx512-bf16",
     .dot_f32 = {dot_tile<DotF32<float>>, dot_tile<DotF32<uint16_t>>, dot_tile<DotF32<uint8_t>>},
-    .dot_bf16 = {nullptr, dot_tile<DotBf16<uint16_t>>, dot_tile<DotBf16<uint8_t>>},
+    .dot_bf16 = {nullptr, dot_tile<DotBf16>, dot_tile<DotF8>},
     .weighted_sum = {weighted_sum<Lanes<float>>, weighted_sum<Lanes<uint16_t>>, weighted_sum<Lanes<uint8_t>>},
     .bf16_to_f32 = bf16_to_f32_loop,
     .f8_to_f32 = f8_to_f32,

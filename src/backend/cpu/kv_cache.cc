@@ -94,8 +94,8 @@ void KvCache::store(int layer, PageId id, int place, const float* k, const float
   std::byte* base = page(l.type, id);
   for (int head = 0; head < l.n_kv_heads; ++head) {
     const size_t offset = static_cast<size_t>(head) * l.head_bytes + row;
-    encode(k + head * l.head_dim, l.head_dim, l.k_scale, base + l.k_offset + offset);
-    encode(v + head * l.head_dim, l.head_dim, l.v_scale, base + l.v_offset + offset);
+    encode(k + int64_t{head} * l.head_dim, l.head_dim, l.k_scale, base + l.k_offset + offset);
+    encode(v + int64_t{head} * l.head_dim, l.head_dim, l.v_scale, base + l.v_offset + offset);
   }
 }
 

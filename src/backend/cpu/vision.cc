@@ -137,7 +137,7 @@ void VisionTower::clipped_linear(const Matrix& x, const ClippedLinearWeight& w, 
 
 // h += RMS(o(softmax(q k^T) v)), q and k normalized and rotated, v normalized.
 void VisionTower::attend(const VisionLayerWeights& w) {
-  const int64_t n = h_.rows, hidden = config_.n_heads * config_.head_dim, dim = config_.head_dim;
+  const int64_t n = h_.rows, hidden = int64_t{config_.n_heads} * config_.head_dim, dim = config_.head_dim;
   const Matrix a{a_buffer_.resize(n * h_.columns), n, h_.columns};
   const Matrix q{q_buffer_.resize(n * hidden), n, hidden};
   const Matrix k{k_buffer_.resize(n * hidden), n, hidden};
