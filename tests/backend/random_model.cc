@@ -31,7 +31,8 @@ class Builder {
     for (int64_t n : shape) count *= n;
     const size_t bytes = static_cast<size_t>(count) * dtype_bytes(dtype);
     std::vector<std::byte>& memory = storage_.emplace_back(bytes);
-    for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+    const size_t period = options_.repeat_values ? size_t{1} << 16 : static_cast<size_t>(count);
+    for (size_t i = 0; i < std::min(period, static_cast<size_t>(count)); ++i) {
       const float value = normal(deviation);
       if (dtype == DType::kF32) std::memcpy(&memory[i * 4], &value, 4);
       if (dtype == DType::kBF16) {
@@ -39,6 +40,9 @@ class Builder {
         std::memcpy(&memory[i * 2], &bits, 2);
       }
       if (dtype == DType::kF8E4M3) memory[i] = static_cast<std::byte>(f32_to_f8e4m3(value));
+    }
+    for (size_t filled = period * dtype_bytes(dtype); filled < bytes; filled *= 2) {
+      std::memcpy(&memory[filled], memory.data(), std::min(filled, bytes - filled));
     }
     return {.dtype = dtype, .shape = std::move(shape), .data = memory.data(), .bytes = bytes};
   }

@@ -38,6 +38,7 @@ struct RandomModelOptions {
   DType weight_dtype = DType::kBF16;  // of all products; embeddings are BF16 where this is FP8
   enum class Scale : uint8_t { kNone, kTensor, kRow } scale = Scale::kNone;
   uint64_t seed = 1;
+  bool repeat_values = false;  // large tensors repeat their first 65536 values: for measuring speed
 };
 
 struct RandomModel {
