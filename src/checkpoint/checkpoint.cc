@@ -69,7 +69,7 @@ Result<void> Checkpoint::read_json_files() {
     }
     JEWEL_ASSIGN(quantization_, parse_quantization_config(quantization->get_object(), "config.json"));
     if (quantization_->dynamic_activations || quantization_->static_activations) {
-      notes_.push_back(
+      notes_.emplace_back(
           "the checkpoint asks for FP8 activations; they stay BF16 here and weights are FP8 (W8A16)");
     }
   }
@@ -89,7 +89,7 @@ Result<void> Checkpoint::read_json_files() {
   if (processor) {
     JEWEL_ASSIGN(processor_, parse_processor_config(*processor, "processor_config.json"));
   }
-  if (config_.has_audio_tower) notes_.push_back("the checkpoint has an audio tower, which is not run");
+  if (config_.has_audio_tower) notes_.emplace_back("the checkpoint has an audio tower, which is not run");
   return {};
 }
 
@@ -129,9 +129,9 @@ Result<void> Checkpoint::bind_tensors() {
     }
   }
   if (!unused.empty()) {
-    notes_.push_back(fmt::format("{} tensor{} of the checkpoint {} not used, the first is '{}'",
-                                 unused.size(), unused.size() == 1 ? "" : "s",
-                                 unused.size() == 1 ? "is" : "are", unused[0]));
+    notes_.emplace_back(fmt::format("{} tensor{} of the checkpoint {} not used, the first is '{}'",
+                                    unused.size(), unused.size() == 1 ? "" : "s",
+                                    unused.size() == 1 ? "is" : "are", unused[0]));
   }
   return {};
 }

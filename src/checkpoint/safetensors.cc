@@ -102,6 +102,7 @@ Result<SafetensorsEntry> parse_entry(std::string_view name, const json::value& v
 Result<void> check_coverage(const std::vector<SafetensorsEntry>& entries, std::span<const std::byte> data,
                             const std::string& label) {
   std::vector<const SafetensorsEntry*> by_offset;
+  by_offset.reserve(entries.size());
   for (const SafetensorsEntry& entry : entries) by_offset.push_back(&entry);
   std::ranges::sort(by_offset, [](const auto* a, const auto* b) {
     return std::pair(a->view.data, a->view.bytes) < std::pair(b->view.data, b->view.bytes);
