@@ -3,20 +3,11 @@
 #include <fstream>
 #include <iterator>
 
+#include "digest.h"
 #include "golden_run.h"
 #include "image/prepare.h"
 
 namespace jewel {
-namespace {
-
-std::string fnv1a64_hex(std::span<const uint8_t> bytes) {
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (const uint8_t byte : bytes) hash = (hash ^ byte) * 0x100000001b3u;
-  return fmt::format("{:016x}", hash);
-}
-
-}  // namespace
-
 Result<ImagePatches> golden_patches(const GoldenFile& golden, const GoldenCase& golden_case,
                                     const ModelConfig& config) {
   if (golden_case.picture.empty()) {
@@ -30,7 +21,7 @@ Result<ImagePatches> golden_patches(const GoldenFile& golden, const GoldenCase& 
   const std::vector<uint8_t> bytes{std::istreambuf_iterator<char>(file), {}};
   JEWEL_ASSIGN(PreparedImage image,
                prepare_image(bytes, golden_case.max_soft_tokens, {}, config.vision.value()));
-  const std::string digest = fnv1a64_hex(image.patches.pixels);
+  const std::string digest = digest_of_bytes(image.patches.pixels);
   if (digest != golden_case.pixels_digest) {
     return invalid(fmt::format("{}: resized bytes have digest {}, the reference's {}", path, digest,
                                golden_case.pixels_digest));

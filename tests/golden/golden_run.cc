@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "base/check.h"
+#include "digest.h"
 
 namespace jewel {
 namespace {
@@ -47,6 +48,15 @@ GoldenModel GoldenModel::of(const GoldenFile& golden, const std::string& demo_di
   if (!golden.manifest().contains("seed")) {
     auto checkpoint = Checkpoint::open(demo_directory);
     JEWEL_CHECK(checkpoint.ok(), "{}", checkpoint.error().message);
+    auto file = MappedFile::open(demo_directory + "/model.safetensors");
+    JEWEL_CHECK(file.ok(), "{}", file.error().message);
+    const std::string found = digest_of_words(
+        {reinterpret_cast<const uint8_t*>(file.value().bytes().data()), file.value().bytes().size()});
+    const auto& expected = golden.manifest().at("model_digest").as_string();
+    JEWEL_CHECK(
+        found == std::string_view(expected),
+        "{} is not the model of the golden ({}, expected {}); run tools/goldens/capture.py demo again",
+        demo_directory, found, std::string_view(expected));
     model.checkpoint = std::move(checkpoint.value());
     return model;
   }

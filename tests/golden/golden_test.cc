@@ -171,7 +171,9 @@ TEST_P(Golden, notices_a_wrong_model) {
     auto backend = golden_backend(config, weights, DType::kF32);
     const StageTap tap = run_case(*backend, config, *loaded.golden,
                                   loaded.golden->find_case(mistake.golden_case), Chunking::kWhole);
-    EXPECT_GT(worst_stage(tap.errors()).relative(), 10 * kF32Tolerance) << mistake.name;
+    const StageError& worst = worst_stage(tap.errors());
+    EXPECT_GT(worst.relative(), 10 * kF32Tolerance) << mistake.name;
+    fmt::print("{}: {} {:.1e}\n", mistake.name, stage_name(worst.stage), worst.relative());
   }
 }
 
@@ -213,6 +215,7 @@ std::string test_name(const testing::TestParamInfo<const char*>& info) {
 }
 INSTANTIATE_TEST_SUITE_P(e4b, Golden, testing::Values("e4b"), test_name);
 INSTANTIATE_TEST_SUITE_P(e2b, Golden, testing::Values("e2b"), test_name);
+INSTANTIATE_TEST_SUITE_P(demo, Golden, testing::Values("demo"), test_name);
 
 }  // namespace
 }  // namespace jewel

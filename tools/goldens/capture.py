@@ -163,6 +163,8 @@ def capture(model: str, directory: Path, device: str) -> None:
         shape = RANDOM_MODELS[model][0]
         manifest |= {"seed": SEED, "config": config,
                      "digests": {name: f"{digest(name, dims, SEED):016x}" for name, dims in shapes.tensors(shape, False)}}
+    else:
+        manifest["model_digest"] = golden_cases.digest_of_file(directory / "model.safetensors")
     manifest["columns"] = {"forced": FORCED_COLUMNS, "sampled": SAMPLED_COLUMNS, "logits": LOGIT_COLUMNS}
     manifest["forced"] = keeper.forced()
     list_of_cases = golden_cases.cases(config, picture, grid)
@@ -175,7 +177,7 @@ def capture(model: str, directory: Path, device: str) -> None:
             keeper.keep_pixels("picture", case.image)
             pixels = keeper.arrays.pop("picture/pixels")
             record |= {"file": png.name, "max_soft_tokens": 70,
-                       "pixels_digest": golden_cases.fnv1a64_bytes(pixels.numpy().tobytes())}
+                       "pixels_digest": golden_cases.digest_of_bytes(pixels.numpy().tobytes())}
         manifest["cases"].append(record)
         print(f"{model} {case.name}: BF16 distance {record['bf16_distance']}", flush=True)
     if model in RANDOM_MODELS:

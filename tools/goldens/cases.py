@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -55,11 +56,21 @@ def picture_png() -> bytes:
     return file.getvalue()
 
 
-def fnv1a64_bytes(data: bytes) -> str:
+def _fnv1a64(values) -> str:
     h = 0xCBF29CE484222325
-    for byte in data:
-        h = ((h ^ byte) * 0x100000001B3) & ((1 << 64) - 1)
+    for value in values:
+        h = ((h ^ value) * 0x100000001B3) & ((1 << 64) - 1)
     return f"{h:016x}"
+
+
+def digest_of_bytes(data: bytes) -> str:
+    return _fnv1a64(data)
+
+
+def digest_of_file(path: Path) -> str:
+    """By 64-bit words, as digest_of_words in tests/golden/digest.h."""
+    data = path.read_bytes()
+    return _fnv1a64(np.frombuffer(data + bytes(-len(data) % 8), dtype="<u8").tolist())
 
 
 def image_ids(config: dict, soft_tokens: int) -> list[int]:
