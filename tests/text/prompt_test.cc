@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <boost/json.hpp>
+#include <thread>
 
 #include "random_text.h"
 #include "text/user_text.h"
@@ -289,6 +291,21 @@ TEST(Prompt, ProtectedTextComesBackAsItWas) {
     ASSERT_EQ(UserText::restore(marked), text) << i;
     ASSERT_FALSE(demo_tokenizer().find_special(marked, 0).has_value()) << marked;
   }
+}
+
+TEST(Prompt, ThreadsMayShareOneBuilder) {
+  const auto messages =
+      parse(R"([{"role":"user","content":"What is left of the red circle, and why? <|turn> 你好"}])");
+  const auto expected = demo_prompts().chat(messages, {}, {}, {})->ids;
+  std::atomic<int> equal = 0;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int n = 0; n < 50; ++n) equal += demo_prompts().chat(messages, {}, {}, {})->ids == expected;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(equal, 200);
 }
 
 TEST(Prompt, BadMessagesNameTheField) {

@@ -116,7 +116,9 @@ TEST(Tokenizer, BothPathsAgree) {
   const auto fragments = read_fragments();
   for (uint64_t i = 0; i < 1000; ++i) {
     const std::string text = random_text(fragments, i);
-    ASSERT_EQ(encode(*general, text, SpecialTokens::kAsText), encode(demo_tokenizer(), text, SpecialTokens::kAsText)) << i;
+    ASSERT_EQ(encode(*general, text, SpecialTokens::kAsText),
+              encode(demo_tokenizer(), text, SpecialTokens::kAsText))
+        << i;
   }
 }
 

@@ -24,13 +24,22 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     pub fn invalid(message: impl Into<String>) -> Self {
-        Self { status: Status::Invalid, message: message.into() }
+        Self {
+            status: Status::Invalid,
+            message: message.into(),
+        }
     }
     pub fn too_large(message: impl Into<String>) -> Self {
-        Self { status: Status::TooLarge, message: message.into() }
+        Self {
+            status: Status::TooLarge,
+            message: message.into(),
+        }
     }
     pub fn unsupported(message: impl Into<String>) -> Self {
-        Self { status: Status::Unsupported, message: message.into() }
+        Self {
+            status: Status::Unsupported,
+            message: message.into(),
+        }
     }
 }
 
@@ -42,7 +51,10 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    pub const EMPTY: Buffer = Buffer { data: std::ptr::null_mut(), size: 0 };
+    pub const EMPTY: Buffer = Buffer {
+        data: std::ptr::null_mut(),
+        size: 0,
+    };
 
     pub fn from_vec(bytes: Vec<u8>) -> Self {
         if bytes.is_empty() {
@@ -50,7 +62,10 @@ impl Buffer {
         }
         let boxed = bytes.into_boxed_slice();
         let size = boxed.len();
-        Buffer { data: Box::into_raw(boxed) as *mut u8, size }
+        Buffer {
+            data: Box::into_raw(boxed) as *mut u8,
+            size,
+        }
     }
 }
 
@@ -82,7 +97,10 @@ pub unsafe fn guard(error: *mut Buffer, body: impl FnOnce() -> Result<()>) -> i3
             .map(|s| s.to_string())
             .or_else(|| payload.downcast_ref::<String>().cloned())
             .unwrap_or_else(|| "unknown".into());
-        Err(Error { status: Status::Panic, message: format!("a library panicked: {text}") })
+        Err(Error {
+            status: Status::Panic,
+            message: format!("a library panicked: {text}"),
+        })
     });
     match outcome {
         Ok(()) => Status::Ok as i32,

@@ -14,7 +14,11 @@ pub fn float(v: f64) -> String {
         return if v > 0.0 { "inf".into() } else { "-inf".into() };
     }
     if v == 0.0 {
-        return if v.is_sign_negative() { "-0.0".into() } else { "0.0".into() };
+        return if v.is_sign_negative() {
+            "-0.0".into()
+        } else {
+            "0.0".into()
+        };
     }
     let scientific = format!("{v:e}"); // d.ddde±x, shortest
     let (mantissa, exponent) = scientific.split_once('e').expect("LowerExp always writes an e");
@@ -87,7 +91,11 @@ fn write_repr(out: &mut String, v: &Value, depth: usize) {
 
 /// repr(str): single quotes unless only single quotes occur inside.
 fn write_string_repr(out: &mut String, s: &str) {
-    let quote = if s.contains('\'') && !s.contains('"') { '"' } else { '\'' };
+    let quote = if s.contains('\'') && !s.contains('"') {
+        '"'
+    } else {
+        '\''
+    };
     out.push(quote);
     for c in s.chars() {
         match c {
@@ -138,7 +146,13 @@ impl Json {
             ValueKind::Bool => out.push_str(if v.is_true() { "true" } else { "false" }),
             ValueKind::Number if is_float(v) => out.push_str(&match as_float(v) {
                 f if f.is_nan() => "NaN".into(),
-                f if f.is_infinite() => if f > 0.0 { "Infinity".to_string() } else { "-Infinity".to_string() },
+                f if f.is_infinite() => {
+                    if f > 0.0 {
+                        "Infinity".to_string()
+                    } else {
+                        "-Infinity".to_string()
+                    }
+                }
                 f => float(f),
             }),
             ValueKind::Number => {

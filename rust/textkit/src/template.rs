@@ -76,12 +76,13 @@ fn environment() -> Environment<'static> {
     env.set_keep_trailing_newline(false);
     env.set_auto_escape_callback(|_| AutoEscape::None);
     env.set_fuel(Some(FUEL));
-    env.set_formatter(|out, _, value| {
-        out.write_str(&python::str(value)).map_err(Into::into)
-    });
+    env.set_formatter(|out, _, value| out.write_str(&python::str(value)).map_err(Into::into));
     env.set_unknown_method_callback(method);
     env.add_function("raise_exception", |message: Value| -> Jinja<Value> {
-        Err(minijinja::Error::new(ErrorKind::InvalidOperation, python::str(&message)))
+        Err(minijinja::Error::new(
+            ErrorKind::InvalidOperation,
+            python::str(&message),
+        ))
     });
     env.add_filter("tojson", tojson);
     env.add_filter("dictsort", dictsort);
@@ -92,20 +93,32 @@ fn environment() -> Environment<'static> {
     env.add_filter("join", join);
     // Python counts strings and mappings as sequences, and booleans as numbers.
     env.add_test("sequence", |v: &Value| {
-        matches!(v.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Bytes)
+        matches!(
+            v.kind(),
+            ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Bytes
+        )
     });
-    env.add_test("number", |v: &Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool));
+    env.add_test("number", |v: &Value| {
+        matches!(v.kind(), ValueKind::Number | ValueKind::Bool)
+    });
     env
 }
 
 fn describe(e: minijinja::Error) -> Error {
-    let status = if e.kind() == ErrorKind::OutOfFuel { Status::TooLarge } else { Status::Invalid };
+    let status = if e.kind() == ErrorKind::OutOfFuel {
+        Status::TooLarge
+    } else {
+        Status::Invalid
+    };
     let what = match e.kind() {
         ErrorKind::OutOfFuel => format!("rendering took more than {FUEL} steps; shorten the conversation"),
         kind => e.detail().map(str::to_string).unwrap_or_else(|| kind.to_string()),
     };
     let at = e.line().map(|n| format!(", line {n}")).unwrap_or_default();
-    Error { status, message: format!("chat template{at}: {what}") }
+    Error {
+        status,
+        message: format!("chat template{at}: {what}"),
+    }
 }
 
 /// Methods of Python's types: strip and friends with Python's idea of whitespace, the rest from minijinja-contrib.
@@ -116,7 +129,11 @@ fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Jinja<Val
             "lstrip" => return Ok(s.trim_start_matches(python::is_space).into()),
             "rstrip" => return Ok(s.trim_end_matches(python::is_space).into()),
             "split" => {
-                return Ok(s.split(python::is_space).filter(|p| !p.is_empty()).map(Value::from).collect())
+                return Ok(s
+                    .split(python::is_space)
+                    .filter(|p| !p.is_empty())
+                    .map(Value::from)
+                    .collect())
             }
             _ => {}
         }
@@ -210,7 +227,14 @@ fn tojson(v: &Value, args: Rest<Value>, kwargs: Kwargs) -> Jinja<String> {
         item_separator = python::str(&pair.get_item_by_index(0)?);
         key_separator = python::str(&pair.get_item_by_index(1)?);
     }
-    python::Json { ensure_ascii, indent, item_separator, key_separator, sort_keys }.dumps(v)
+    python::Json {
+        ensure_ascii,
+        indent,
+        item_separator,
+        key_separator,
+        sort_keys,
+    }
+    .dumps(v)
 }
 
 /// datetime.now().strftime(format), in the machine's time zone and the C locale.
@@ -235,4 +259,3 @@ fn strftime(format: &str, now: i64) -> Jinja<String> {
     }
     String::from_utf8(out[1..written].to_vec()).map_err(|_| invalid("not UTF-8"))
 }
-

@@ -50,7 +50,9 @@ fn load(json: &[u8]) -> Result<Handle> {
         }
     }
     // A prompt is never cut or filled up behind the caller's back.
-    tokenizer.with_truncation(None).map_err(|e| Error::invalid(e.to_string()))?;
+    tokenizer
+        .with_truncation(None)
+        .map_err(|e| Error::invalid(e.to_string()))?;
     tokenizer.with_padding(None);
     tokenizer.set_encode_special_tokens(true);
     let cut_after = plain_bpe(&tokenizer).map(safe_cuts);
@@ -70,7 +72,11 @@ fn plain_bpe(tokenizer: &Tokenizer) -> Option<&BPE> {
     if !(pre_tokenizer.is_null() || (no_op && pre_tokenizer["invert"] == false)) {
         return None;
     }
-    if tokenizer.get_added_tokens_decoder().values().any(|token| !token.special) {
+    if tokenizer
+        .get_added_tokens_decoder()
+        .values()
+        .any(|token| !token.special)
+    {
         return None;
     }
     match tokenizer.get_model() {
@@ -181,7 +187,9 @@ pub unsafe extern "C" fn tk_tokenizer_encode(
 ) -> i32 {
     guard(error, || {
         let input = text(input, size, "text to tokenize")?;
-        let found = (*tokenizer).encode(input).map_err(|e| Error::invalid(format!("tokenizing failed: {e}")))?;
+        let found = (*tokenizer)
+            .encode(input)
+            .map_err(|e| Error::invalid(format!("tokenizing failed: {e}")))?;
         *ids = Buffer::from_vec(found.iter().flat_map(|id| id.to_ne_bytes()).collect());
         Ok(())
     })
@@ -199,7 +207,11 @@ pub unsafe extern "C" fn tk_tokenizer_decode(
     error: *mut Buffer,
 ) -> i32 {
     guard(error, || {
-        let ids: &[u32] = if count == 0 { &[] } else { std::slice::from_raw_parts(ids, count) };
+        let ids: &[u32] = if count == 0 {
+            &[]
+        } else {
+            std::slice::from_raw_parts(ids, count)
+        };
         let decoded = (*tokenizer)
             .tokenizer
             .decode(ids, skip_special != 0)
@@ -257,9 +269,16 @@ fn table(tokenizer: &Tokenizer) -> Result<Table> {
     let last = from_model.max(added.keys().copied().max());
     let count = last.map_or(0, |id| id + 1);
     if count > MAX_ID {
-        return Err(Error::too_large(format!("the vocabulary has ids up to {}, the limit is {MAX_ID}", count - 1)));
+        return Err(Error::too_large(format!(
+            "the vocabulary has ids up to {}, the limit is {MAX_ID}",
+            count - 1
+        )));
     }
-    let mut table = Table { pieces: Vec::new(), ends: Vec::new(), kinds: Vec::new() };
+    let mut table = Table {
+        pieces: Vec::new(),
+        ends: Vec::new(),
+        kinds: Vec::new(),
+    };
     for id in 0..count {
         let special = added.get(&id).is_some_and(|token| token.special);
         let mut kind = HOLE;
