@@ -1,12 +1,14 @@
 // diff_stages: which stage of Jewel's forward pass first departs from the captured reference?
 //
-//   build/release/tests/golden/diff_stages MODEL [--case NAME] [--dtype float32|bf16] [--chunked]
-//   [--tolerance X]
+//   diff_stages MODEL [--case NAME] [--dtype float32|bf16] [--chunked] [--tolerance X] [--weights DIR]
 //
 // MODEL is a golden under tests/data/golden: e4b, e2b, demo. Without --case every stage is fed the
 // reference's own input, so that each line stands alone; with --case (text, image, picture, long) the pass
-// runs freely and a line holds all errors before it. Exit code 0 when nothing departs, 3 when something does,
-// 2 on wrong usage.
+// runs freely and a line holds all errors before it. --weights runs a checkpoint with the golden's shapes, to
+// tell the loader's mistakes from the arithmetic's. Exit code 0 when nothing departs, 3 when something does,
+// 1 when a file cannot be read, 2 on wrong usage.
+#include <fmt/core.h>
+
 #include <CLI/CLI.hpp>
 #include <cstdio>
 
@@ -22,12 +24,23 @@ struct Options {
   bool chunked = false;
   double tolerance = 0;  // 0: by dtype
   std::string goldens = std::string(JEWEL_SOURCE_DIR) + "/tests/data/golden";
+  std::string weights;  // a checkpoint to read; empty: draw them, or the demo model's own
   std::string demo = std::string(JEWEL_SOURCE_DIR) + "/models/jewel-demo";
 };
 
 int diff_stages(const Options& options) {
   const auto golden = GoldenFile::open(options.goldens, options.model);
-  const GoldenModel model = GoldenModel::of(*golden, options.demo);
+  GoldenModel model;
+  if (options.weights.empty()) {
+    model = GoldenModel::of(*golden, options.demo);
+  } else {
+    auto checkpoint = Checkpoint::open(options.weights);
+    if (!checkpoint.ok()) {
+      fmt::print(stderr, "error: {}\n", checkpoint.error().message);
+      return 1;
+    }
+    model.checkpoint = std::move(checkpoint.value());
+  }
   const bool bf16 = options.dtype == "bf16";
   const auto backend = golden_backend(model.config(), model.weights(), bf16 ? DType::kBF16 : DType::kF32);
   const Chunking chunking = options.chunked ? Chunking::kAtKeptRows : Chunking::kWhole;
@@ -53,6 +66,8 @@ int main(int argc, char** argv) {
   app.add_flag("--chunked", options.chunked, "cut the prompt at the kept rows (fed: token by token)");
   app.add_option("--tolerance", options.tolerance, "relative L2 (default: 1e-5 in float32, 1e-2 in bf16)");
   app.add_option("--goldens", options.goldens, "directory of the goldens")->capture_default_str();
+  app.add_option("--weights", options.weights,
+                 "read the weights from this directory instead of drawing them");
   app.add_option("--demo", options.demo, "the demo model's directory")->capture_default_str();
   try {
     app.parse(argc, argv);
