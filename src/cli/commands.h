@@ -19,6 +19,7 @@ using Command = std::function<int()>;
 // Each adds its subcommand and returns what runs it once flags are parsed.
 Command add_run_command(CLI::App& app);
 Command add_inspect_command(CLI::App& app);
+Command add_quantize_command(CLI::App& app);
 
 // Prints "jewel: error: …" on stderr; returns kExitError.
 int report(const Error& error);

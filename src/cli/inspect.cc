@@ -62,7 +62,8 @@ Inventory take_inventory(const Checkpoint& checkpoint) {
       size.bytes_per_token = table ? size.bytes / spec.shape[0] : size.bytes;
       if (spec.part == Part::kEmbeddings && text.tie_word_embeddings) size.bytes_per_token += size.bytes;
     }
-    if (spec.kind == TensorKind::kLinear && decoder) ++inventory.linears_by_dtype[entry->dtype_name];
+    if (spec.kind == TensorKind::kLinear && decoder && !inert)
+      ++inventory.linears_by_dtype[entry->dtype_name];
     for (PartSize* sum : {&inventory.parts[spec.part], &inventory.total}) {
       sum->tensors += size.tensors;
       sum->parameters += size.parameters;

@@ -54,6 +54,7 @@ int main(int argc, char** argv) {
       "jewel COMMAND --help tells what a command can do.");
   const jewel::Command run = jewel::add_run_command(app);
   const jewel::Command inspect = jewel::add_inspect_command(app);
+  const jewel::Command quantize = jewel::add_quantize_command(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -61,5 +62,6 @@ int main(int argc, char** argv) {
     return code == 0 ? jewel::kExitDone : jewel::kExitUsage;
   }
   if (app.got_subcommand("run")) return run();
+  if (app.got_subcommand("quantize")) return quantize();
   return inspect();
 }

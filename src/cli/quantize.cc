@@ -1,0 +1,310 @@
+// jewel quantize SRC DST: a BF16 checkpoint becomes an FP8 one that Jewel, vLLM, SGLang and Transformers
+// load.
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <boost/json/serialize.hpp>
+#include <boost/json/value_from.hpp>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <fstream>
+
+#include "checkpoint/pretty_json.h"
+#include "checkpoint/quantizer.h"
+#include "checkpoint/safetensors_writer.h"
+#include "cli/commands.h"
+#include "cli/local_model.h"
+#include "model/json_reader.h"
+
+namespace jewel {
+
+namespace json = boost::json;
+
+namespace {
+
+constexpr size_t kWorstShown = 10;
+
+std::atomic<bool> interrupted = false;
+
+struct QuantizeFlags {
+  std::string source;
+  std::string destination;
+  std::string scheme = "fp8-tensor";
+  std::string ple_linears = "bf16";
+  std::string kv_scales_file;
+  std::string report_file;
+  double shard_gib = 0;
+  bool drop_unused = false;
+  bool dry_run = false;
+  bool no_verify = false;
+  bool quiet = false;
+  QuantizeOptions options;
+};
+
+// One line of the calibration file: {"messages": […], "tools": […], "images": ["a.png", …]}.
+Result<ChatInput> parse_conversation(const std::string& line, const std::string& where) {
+  JEWEL_ASSIGN(const json::object object, parse_json_object(line, where));
+  JsonReader reader(object, where);
+  ChatInput input;
+  if (const json::array* messages = reader.optional_array("messages"); messages != nullptr)
+    input.messages = *messages;
+  if (const json::array* tools = reader.optional_array("tools"); tools != nullptr) input.tools = *tools;
+  if (const json::array* images = reader.optional_array("images"); images != nullptr) {
+    for (const json::value& image : *images) {
+      if (!image.is_string())
+        return invalid(fmt::format("{}: images: found {}, expected file names", where, describe(image)),
+                       "images");
+      input.images.emplace_back(image.get_string());
+    }
+  }
+  if (reader.failed()) return reader.error();
+  if (input.messages.empty())
+    return invalid(fmt::format("{}: messages: missing or empty", where), "messages");
+  return input;
+}
+
+// Runs conversations through the BF16 model and keeps, for each layer that owns K and V, the largest
+// magnitudes.
+Result<std::map<int, std::pair<float, float>>> measure_kv_scales(const std::string& model_directory,
+                                                                 const std::string& file) {
+  std::ifstream lines(file);
+  if (!lines) return not_found(fmt::format("{}: cannot be opened", file));
+  JEWEL_ASSIGN(const auto model, LocalModel::load(model_directory, {}, loading_progress(model_directory)));
+  std::map<int, std::pair<float, float>> amax;
+  model->backend().observe_stages([&](Stage stage, int layer, std::span<const float> values, int, int) {
+    if (stage != Stage::kK && stage != Stage::kV) return;
+    float& largest = stage == Stage::kK ? amax[layer].first : amax[layer].second;
+    for (const float value : values) largest = std::max(largest, std::fabs(value));
+  });
+  SamplingParams greedy = model->default_sampling();
+  greedy.temperature = 0;
+  int number = 0;
+  for (std::string line; std::getline(lines, line) && !interrupted;) {
+    ++number;
+    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+    JEWEL_ASSIGN(const ChatInput input, parse_conversation(line, fmt::format("{} line {}", file, number)));
+    JEWEL_ASSIGN(const Answer unused, model->answer(input, greedy, 1, {}));
+    static_cast<void>(unused);
+  }
+  if (amax.empty()) return invalid(fmt::format("{}: holds no conversation", file), "kv_scales");
+  for (auto& [layer, largest] : amax) largest = {fp8_scale(largest.first), fp8_scale(largest.second)};
+  return amax;
+}
+
+QuantizeProgress progress_line() {
+  const auto start = std::make_shared<std::chrono::steady_clock::time_point>();
+  const auto phase = std::make_shared<std::string>();
+  const bool terminal = ::isatty(STDERR_FILENO) != 0;
+  return [=](std::string_view what, size_t done, size_t total) {
+    const auto now = std::chrono::steady_clock::now();
+    if (*phase != what) *phase = what, *start = now;
+    if (!terminal) return;
+    const double elapsed = std::chrono::duration<double>(now - *start).count();
+    const double rate = static_cast<double>(done) / std::max(elapsed, 1e-9);
+    const double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
+    const int filled =
+        static_cast<int>(30.0 * static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1)));
+    fmt::print(stderr, "\r\033[K{} [{:<30}] {} of {}, {}/s, {:.0f} s left{}", what,
+               std::string(static_cast<size_t>(filled), '#'), human_bytes(static_cast<double>(done)),
+               human_bytes(static_cast<double>(total)), human_bytes(rate), left,
+               done == total ? "\r\033[K" : "");
+    std::fflush(stderr);
+  };
+}
+
+json::object report_as_json(const QuantizeFlags& flags, const QuantizeReport& report) {
+  json::array tensors;
+  for (const QuantizedTensor& tensor : report.verified) {
+    const Fp8Error& error = tensor.error;
+    const double sqnr = error.sqnr_db();
+    tensors.push_back(
+        json::object{{"name", tensor.name},
+                     {"sqnr_db", std::isfinite(sqnr) ? json::value(sqnr) : json::value(nullptr)},
+                     {"max_error", error.max_error},
+                     {"clipped", error.clipped},
+                     {"saturated_channels", error.saturated_rows},
+                     {"zero_channels", error.zero_rows}});
+  }
+  return {{"what", "jewel quantize"},
+          {"version", JEWEL_VERSION},
+          {"settings",
+           {{"scheme", flags.scheme},
+            {"ple_linears", flags.ple_linears},
+            {"drop_unused", flags.drop_unused},
+            {"kv_scales", !flags.options.kv_scales.empty()}}},
+          {"figures",
+           {{"quantized_linears", report.plan.n_quantized},
+            {"source_bytes", report.source_file_bytes},
+            {"result_bytes", report.result_file_bytes},
+            {"convert_s", report.convert_s},
+            {"verify_s", report.verify_s}}},
+          {"tensors", std::move(tensors)}};
+}
+
+std::string worst_table(const QuantizeReport& report) {
+  std::string text = fmt::format(
+      "| tensor | SQNR, dB | largest error | clipped | saturated channels | zero channels "
+      "|\n|---|---|---|---|---|---|\n");
+  for (size_t i = 0; i < std::min(kWorstShown, report.verified.size()); ++i) {
+    const Fp8Error& e = report.verified[i].error;
+    text += fmt::format("| {} | {:.2f} | {:.3g} | {} | {} | {} |\n", report.verified[i].name, e.sqnr_db(),
+                        e.max_error, e.clipped, e.saturated_rows, e.zero_rows);
+  }
+  return text;
+}
+
+// README.md of the result: what was done and what it cost, from this run's figures.
+std::string model_card(const QuantizeFlags& flags, const QuantizeReport& report) {
+  const bool per_row = flags.options.strategy == ScaleStrategy::kChannel;
+  std::string card = fmt::format(
+      "# FP8 weights, made by Jewel {}\n\n"
+      "{} linears of the text decoder are FP8 (E4M3, symmetric, one scale per {}, amax / 448); everything "
+      "else is as in the\n"
+      "BF16 source: vision and audio towers, embedders, embeddings, head, norms{}. Format: "
+      "compressed-tensors\n"
+      "`float-quantized`, weights only (W8A16).\n\n"
+      "| | BF16 | FP8 |\n|---|---|---|\n| size of the weights on disk | {} | {} |\n\n",
+      JEWEL_VERSION, report.plan.n_quantized, per_row ? "output channel" : "tensor",
+      flags.options.ple_linears == PleLinears::kBf16 ? ", per-layer input linears" : "",
+      human_bytes(static_cast<double>(report.source_file_bytes)),
+      human_bytes(static_cast<double>(report.result_file_bytes)));
+  if (!flags.options.kv_scales.empty()) {
+    card += fmt::format(
+        "The KV cache has FP8 scales of its own in {} layers, measured on calibration conversations.\n\n",
+        flags.options.kv_scales.size());
+  }
+  if (!report.verified.empty()) {
+    card += fmt::format(
+                "## What quantizing lost\n\nThe result was read again and compared with the source. The {} "
+                "tensors that lost most:\n\n",
+                std::min(kWorstShown, report.verified.size())) +
+            worst_table(report);
+  }
+  return card;
+}
+
+void print_plan(const QuantizePlan& plan) {
+  for (const PlannedTensor& tensor : plan.tensors) {
+    const char* action = tensor.action == TensorAction::kQuantize ? "fp8"
+                         : tensor.action == TensorAction::kCopy   ? "copy"
+                                                                  : "drop";
+    fmt::print("{:<5}{}\n", action, tensor.name);
+  }
+}
+
+void print_sizes(const QuantizePlan& plan) {
+  fmt::print(stderr, "{} decoder linears to FP8; tensors {} ({} bytes) -> {} ({} bytes), {:+.1f} %\n",
+             plan.n_quantized, human_bytes(static_cast<double>(plan.source_bytes)), plan.source_bytes,
+             human_bytes(static_cast<double>(plan.result_bytes)), plan.result_bytes,
+             100.0 * (static_cast<double>(plan.result_bytes) / static_cast<double>(plan.source_bytes) - 1));
+}
+
+void print_report(const QuantizeReport& report) {
+  print_sizes(report.plan);
+  const auto rate = [&](double seconds) {
+    return human_bytes(static_cast<double>(report.plan.source_bytes) / std::max(seconds, 1e-9));
+  };
+  fmt::print(stderr, "converted in {:.1f} s ({}/s of source)", report.convert_s, rate(report.convert_s));
+  if (report.verified.empty()) {
+    fmt::print(stderr, "; not verified\n");
+    return;
+  }
+  fmt::print(stderr, ", verified in {:.1f} s ({}/s)\n", report.verify_s, rate(report.verify_s));
+  fmt::print(stderr, "the worst of {}:\n{:<58}{:>9}{:>12}{:>9}{:>11}{:>7}\n", report.verified.size(),
+             "tensor", "SQNR dB", "max error", "clipped", "saturated", "zero");
+  for (size_t i = 0; i < std::min(kWorstShown, report.verified.size()); ++i) {
+    const Fp8Error& e = report.verified[i].error;
+    fmt::print(stderr, "{:<58}{:>9.2f}{:>12.3g}{:>9}{:>11}{:>7}\n", report.verified[i].name, e.sqnr_db(),
+               e.max_error, e.clipped, e.saturated_rows, e.zero_rows);
+  }
+}
+
+int quantize(QuantizeFlags flags) {
+  QuantizeOptions& options = flags.options;
+  options.strategy = flags.scheme == "fp8-channel" ? ScaleStrategy::kChannel : ScaleStrategy::kTensor;
+  options.ple_linears = flags.ple_linears == "fp8" ? PleLinears::kFp8 : PleLinears::kBf16;
+  options.unused = flags.drop_unused ? Unused::kDrop : Unused::kKeep;
+  options.shard_bytes = static_cast<size_t>(flags.shard_gib * static_cast<double>(size_t{1} << 30));
+  if (flags.dry_run) {
+    const auto plan = plan_quantize(flags.source, options);
+    if (!plan.ok()) return report(plan.error());
+    print_plan(*plan);
+    print_sizes(*plan);
+    return kExitDone;
+  }
+  std::signal(SIGINT, [](int) { interrupted = true; });
+  std::signal(SIGTERM, [](int) { interrupted = true; });
+  if (!flags.kv_scales_file.empty()) {
+    auto scales = measure_kv_scales(flags.source, flags.kv_scales_file);
+    if (!scales.ok()) return report(scales.error());
+    options.kv_scales = *std::move(scales);
+  }
+  const auto result = quantize_checkpoint(
+      flags.source, flags.destination, options, !flags.no_verify, interrupted, progress_line(),
+      [&](const QuantizeReport& done) { return model_card(flags, done); });
+  if (!result.ok()) return report(result.error());
+  if (!flags.report_file.empty()) {
+    if (auto written = write_file(flags.report_file, pretty_json(report_as_json(flags, *result)));
+        !written.ok())
+      return report(written.error());
+  }
+  if (!flags.quiet) print_report(*result);
+  return kExitDone;
+}
+
+}  // namespace
+
+Command add_quantize_command(CLI::App& app) {
+  auto flags = std::make_shared<QuantizeFlags>();
+  CLI::App* command =
+      app.add_subcommand("quantize", "Makes an FP8 checkpoint (compressed-tensors) from a BF16 one");
+  command->footer(
+      "DST is complete or absent at every moment; SRC is only read. It loads in Jewel, vLLM, SGLang and "
+      "Transformers.\n"
+      "\n"
+      "Examples:\n"
+      "  jewel quantize gemma-4-E4B-it gemma-4-E4B-it-FP8\n"
+      "  jewel quantize gemma-4-E4B-it out --scheme fp8-channel --drop-unused --report report.json\n"
+      "  jewel quantize gemma-4-E4B-it out --dry-run");
+  command->add_option("SRC", flags->source, "BF16 model directory")->required();
+  command->add_option("DST", flags->destination, "Directory to make; must not exist")->required();
+  command
+      ->add_option("--scheme", flags->scheme,
+                   "fp8-tensor (one scale per tensor) or fp8-channel (one per output row)")
+      ->check(CLI::IsMember({"fp8-tensor", "fp8-channel"}))
+      ->capture_default_str();
+  command
+      ->add_option("--ignore", flags->options.ignore,
+                   "Leave modules whose name matches this regular expression in BF16; repeatable")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--ple-linears", flags->ple_linears,
+                   "Per-layer input linears: bf16 or fp8 (costs quality)")
+      ->check(CLI::IsMember({"bf16", "fp8"}))
+      ->capture_default_str();
+  command->add_flag("--drop-unused", flags->drop_unused,
+                    "Leave out K and V of layers that read another layer's");
+  command
+      ->add_option("--kv-scales", flags->kv_scales_file,
+                   "JSONL of calibration conversations ({\"messages\", \"images\", \"tools\"}): measures "
+                   "scales for an FP8 KV cache")
+      ->check(CLI::ExistingFile);
+  command->add_option("--shard-size", flags->shard_gib, "GiB per file (default: one file)")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--threads", flags->options.n_threads, "Threads (default: one per usable core)")
+      ->check(CLI::Range(1, 1024));
+  command->add_option("--report", flags->report_file, "Write figures of every tensor to this JSON file");
+  command->add_flag("--dry-run", flags->dry_run,
+                    "Print what would happen to each tensor, and the sizes; write nothing");
+  command->add_flag("--no-verify", flags->no_verify,
+                    "Do not read the result again and compare it with the source");
+  command->add_flag("--quiet", flags->quiet, "No report on stderr");
+  return [flags] { return quantize(*flags); };
+}
+
+}  // namespace jewel
