@@ -69,11 +69,14 @@ GoldenModel GoldenModel::of(const GoldenFile& golden, const std::string& demo_di
   return model;
 }
 
-std::unique_ptr<Backend> golden_backend(const ModelConfig& config, const ModelWeights& weights, DType dtype) {
+std::unique_ptr<Backend> golden_backend(const ModelConfig& config, const ModelWeights& weights, DType dtype,
+                                        std::optional<CpuIsa> isa) {
   CpuOptions options;
   options.dtype = dtype;
   options.kv_dtype = dtype;
+  options.isa = isa;
   auto backend = make_cpu_backend(config, weights, options);
+  if (isa && !backend.ok()) return nullptr;
   JEWEL_CHECK(backend.ok(), "{}", backend.error().message);
   auto allocated = backend.value()->allocate_kv({.n_full_pages = kPages, .n_sliding_pages = kPages});
   JEWEL_CHECK(allocated.ok(), "{}", allocated.error().message);

@@ -33,7 +33,9 @@ struct GoldenModel {
 };
 
 // A CPU backend with room for the goldens' prompts; its KV cache is float32 where its activations are.
-std::unique_ptr<Backend> golden_backend(const ModelConfig& config, const ModelWeights& weights, DType dtype);
+// Null when `isa` is asked for and this machine lacks it.
+std::unique_ptr<Backend> golden_backend(const ModelConfig& config, const ModelWeights& weights, DType dtype,
+                                        std::optional<CpuIsa> isa = {});
 
 // How far a stage is from the reference, over the kept rows and columns.
 struct StageError {

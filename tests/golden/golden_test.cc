@@ -96,6 +96,22 @@ TEST_P(Golden, each_stage_in_bf16) {
   }
 }
 
+// Every path of the kernels, on the small model: other vector widths sum in other orders.
+TEST(GoldenIsa, each_stage_on_every_instruction_set) {
+  Loaded& loaded = load("demo");
+  for (const CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512Bf16}) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      auto backend = golden_backend(loaded.model.config(), loaded.model.weights(), dtype, isa);
+      if (!backend) continue;
+      SCOPED_TRACE(backend->info().name);
+      const double tolerance = dtype == DType::kF32 ? kF32Tolerance : kBf16StageTolerance;
+      expect_within(run_fed(*backend, loaded.model.config(), *loaded.golden, Chunking::kWhole), tolerance,
+                    true);
+      fmt::print("{}\n", backend->info().name);
+    }
+  }
+}
+
 TEST_P(Golden, end_to_end_in_float32) {
   Loaded& loaded = load(GetParam());
   auto backend = golden_backend(loaded.model.config(), loaded.model.weights(), DType::kF32);
