@@ -38,19 +38,20 @@ class Worker {
       : kernels_(*compute.kernels), cache_(cache), layer_(layer), q_(q), out_(out) {}
 
   void run(const Work& work) const {
-    const int dim = layer_.head_dim;
+    const int64_t dim = layer_.head_dim;
     thread_local Buffer<float> buffer;
-    float* scores = buffer.resize(kHeadBlock * kKeyBlock + kQueryBlock * kHeadBlock * (dim + 2));
-    float* max = scores + kHeadBlock * kKeyBlock;
-    float* sum = max + kQueryBlock * kHeadBlock;
-    float* values = sum + kQueryBlock * kHeadBlock;
-    const int rows = work.n_queries * work.n_heads;
+    const int64_t n_scores = int64_t{kHeadBlock} * kKeyBlock, max_rows = int64_t{kQueryBlock} * kHeadBlock;
+    float* scores = buffer.resize(n_scores + max_rows * (dim + 2));
+    float* max = scores + n_scores;
+    float* sum = max + max_rows;
+    float* values = sum + max_rows;
+    const int64_t rows = int64_t{work.n_queries} * work.n_heads;
     std::fill_n(max, rows, -std::numeric_limits<float>::infinity());
     std::fill_n(sum, rows, 0.0f);
     std::fill_n(values, rows * dim, 0.0f);
     const auto running = [&](int query) {
-      const int r = query * work.n_heads;
-      return Running{max + r, sum + r, values + static_cast<int64_t>(r) * dim};
+      const int64_t r = int64_t{query} * work.n_heads;
+      return Running{max + r, sum + r, values + r * dim};
     };
 
     const int first = work.span->position + work.first_query;
@@ -99,7 +100,7 @@ class Worker {
 
   void add_keys(const Work& work, int query, int begin, int end, float* scores,
                 const Running& running) const {
-    const int dim = layer_.head_dim;
+    const int64_t dim = layer_.head_dim;
     const int kv_head = work.first_head / (layer_.n_heads / layer_.n_kv_heads);
     const int64_t place_bytes = dim * format_bytes(cache_.format());
     const int n_keys = end - begin;
@@ -121,7 +122,7 @@ class Worker {
 
     const float k_scale = cache_.k_scale(layer_.kv_layer);
     for (int head = 0; head < work.n_heads; ++head) {
-      float* s = scores + head * kKeyBlock;
+      float* s = scores + int64_t{head} * kKeyBlock;
       for (int i = 0; i < n_keys; ++i) s[i] *= k_scale;
       const float max = std::max(running.max[head], kernels_.max(s, n_keys));
       if (max > running.max[head]) {
