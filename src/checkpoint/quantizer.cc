@@ -473,7 +473,8 @@ Result<QuantizeReport> quantize_checkpoint(const std::string& source, const std:
     });
     report.verify_s = seconds_since(verify_start);
   }
-  JEWEL_TRY(write_file(staging->path() + "/README.md", model_card(report)));
+  JEWEL_ASSIGN(const std::string card, model_card(report, staging->path()));
+  JEWEL_TRY(write_file(staging->path() + "/README.md", card));
   JEWEL_TRY(staging->put_in_place());
   return report;
 }

@@ -71,8 +71,9 @@ struct QuantizeReport {
   std::vector<QuantizedTensor> verified;  // empty when verification was left out
 };
 
-// The text of the result's README.md, made from the run's figures.
-using ModelCard = std::function<std::string(const QuantizeReport& report)>;
+// The text of the result's README.md, made from the run's figures. `built` is the directory that is about to
+// be put in place.
+using ModelCard = std::function<Result<std::string>(const QuantizeReport& report, const std::string& built)>;
 
 // Bytes of the source done, of all; called by the calling thread a few times a second.
 using QuantizeProgress = std::function<void(std::string_view what, size_t done, size_t total)>;

@@ -12,13 +12,14 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
-#include <fstream>
+#include <filesystem>
 
 #include "checkpoint/pretty_json.h"
 #include "checkpoint/quantizer.h"
 #include "checkpoint/safetensors_writer.h"
 #include "cli/commands.h"
 #include "cli/local_model.h"
+#include "cli/quality.h"
 #include "model/json_reader.h"
 
 namespace jewel {
@@ -37,6 +38,7 @@ struct QuantizeFlags {
   std::string scheme = "fp8-tensor";
   std::string ple_linears = "bf16";
   std::string kv_scales_file;
+  std::string quality_file;
   std::string report_file;
   double shard_gib = 0;
   bool drop_unused = false;
@@ -46,34 +48,10 @@ struct QuantizeFlags {
   QuantizeOptions options;
 };
 
-// One line of the calibration file: {"messages": […], "tools": […], "images": ["a.png", …]}.
-Result<ChatInput> parse_conversation(const std::string& line, const std::string& where) {
-  JEWEL_ASSIGN(const json::object object, parse_json_object(line, where));
-  JsonReader reader(object, where);
-  ChatInput input;
-  if (const json::array* messages = reader.optional_array("messages"); messages != nullptr)
-    input.messages = *messages;
-  if (const json::array* tools = reader.optional_array("tools"); tools != nullptr) input.tools = *tools;
-  if (const json::array* images = reader.optional_array("images"); images != nullptr) {
-    for (const json::value& image : *images) {
-      if (!image.is_string())
-        return invalid(fmt::format("{}: images: found {}, expected file names", where, describe(image)),
-                       "images");
-      input.images.emplace_back(image.get_string());
-    }
-  }
-  if (reader.failed()) return reader.error();
-  if (input.messages.empty())
-    return invalid(fmt::format("{}: messages: missing or empty", where), "messages");
-  return input;
-}
-
 // Runs conversations through the BF16 model and keeps, for each layer that owns K and V, the largest
 // magnitudes.
 Result<std::map<int, std::pair<float, float>>> measure_kv_scales(const std::string& model_directory,
                                                                  const std::string& file) {
-  std::ifstream lines(file);
-  if (!lines) return not_found(fmt::format("{}: cannot be opened", file));
   JEWEL_ASSIGN(const auto model, LocalModel::load(model_directory, {}, loading_progress(model_directory)));
   std::map<int, std::pair<float, float>> amax;
   model->backend().observe_stages([&](Stage stage, int layer, std::span<const float> values, int, int) {
@@ -83,14 +61,13 @@ Result<std::map<int, std::pair<float, float>>> measure_kv_scales(const std::stri
   });
   SamplingParams greedy = model->default_sampling();
   greedy.temperature = 0;
-  int number = 0;
-  for (std::string line; std::getline(lines, line) && !interrupted;) {
-    ++number;
-    if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
-    JEWEL_ASSIGN(const ChatInput input, parse_conversation(line, fmt::format("{} line {}", file, number)));
-    JEWEL_ASSIGN(const Answer unused, model->answer(input, greedy, 1, {}));
-    static_cast<void>(unused);
-  }
+  JEWEL_TRY(for_each_json_line(file, [&](const json::object& line, const std::string& where) -> Result<void> {
+    if (interrupted) return Error{ErrorCode::kCancelled, "interrupted; nothing was left behind", {}};
+    JEWEL_ASSIGN(const ChatInput input, parse_conversation(line, where, directory_of(file)));
+    const auto answer = model->answer(input, greedy, 1, {});
+    if (!answer.ok()) return answer.error();
+    return {};
+  }));
   if (amax.empty()) return invalid(fmt::format("{}: holds no conversation", file), "kv_scales");
   for (auto& [layer, largest] : amax) largest = {fp8_scale(largest.first), fp8_scale(largest.second)};
   return amax;
@@ -159,7 +136,8 @@ std::string worst_table(const QuantizeReport& report) {
 }
 
 // README.md of the result: what was done and what it cost, from this run's figures.
-std::string model_card(const QuantizeFlags& flags, const QuantizeReport& report) {
+std::string model_card(const QuantizeFlags& flags, const QuantizeReport& report,
+                       const std::optional<QualityTable>& quality) {
   const bool per_row = flags.options.strategy == ScaleStrategy::kChannel;
   std::string card = fmt::format(
       "# FP8 weights, made by Jewel {}\n\n"
@@ -177,6 +155,21 @@ std::string model_card(const QuantizeFlags& flags, const QuantizeReport& report)
     card += fmt::format(
         "The KV cache has FP8 scales of its own in {} layers, measured on calibration conversations.\n\n",
         flags.options.kv_scales.size());
+  }
+  if (quality) {
+    card += fmt::format(
+        "## Answers\n\nGreedy answers that are exactly the wanted ones, on {} tasks of `{}`, run by Jewel on "
+        "a CPU:\n\n"
+        "| | n | BF16 | FP8 |\n|---|---|---|---|\n",
+        quality->all.n, std::filesystem::path(flags.quality_file).filename().string());
+    const auto row = [&](const QualityRow& r) {
+      const auto percent = [&](int right) { return 100.0 * right / std::max(r.n, 1); };
+      card += fmt::format("| {} | {} | {:.1f} % | {:.1f} % |\n", r.category, r.n, percent(r.right_source),
+                          percent(r.right_result));
+    };
+    for (const QualityRow& r : quality->rows) row(r);
+    row(quality->all);
+    card += fmt::format("\nFP8 keeps {:.1f} % of BF16's right answers.\n\n", 100 * quality->recovery());
   }
   if (!report.verified.empty()) {
     card += fmt::format(
@@ -244,16 +237,28 @@ int quantize(QuantizeFlags flags) {
     if (!scales.ok()) return report(scales.error());
     options.kv_scales = *std::move(scales);
   }
-  const auto result = quantize_checkpoint(
-      flags.source, flags.destination, options, !flags.no_verify, interrupted, progress_line(),
-      [&](const QuantizeReport& done) { return model_card(flags, done); });
+  std::optional<QualityTable> quality;
+  const auto card = [&](const QuantizeReport& done, const std::string& built) -> Result<std::string> {
+    if (!flags.quality_file.empty()) {
+      JEWEL_ASSIGN(quality, compare_answers(flags.source, built, flags.quality_file, interrupted));
+    }
+    return model_card(flags, done, quality);
+  };
+  const auto result = quantize_checkpoint(flags.source, flags.destination, options, !flags.no_verify,
+                                          interrupted, progress_line(), card);
   if (!result.ok()) return report(result.error());
   if (!flags.report_file.empty()) {
     if (auto written = write_file(flags.report_file, pretty_json(report_as_json(flags, *result)));
         !written.ok())
       return report(written.error());
   }
-  if (!flags.quiet) print_report(*result);
+  if (!flags.quiet) {
+    print_report(*result);
+    if (quality) {
+      fmt::print(stderr, "right answers on {} tasks: BF16 {}, FP8 {} ({:.1f} % kept)\n", quality->all.n,
+                 quality->all.right_source, quality->all.right_result, 100 * quality->recovery());
+    }
+  }
   return kExitDone;
 }
 
@@ -293,6 +298,11 @@ Command add_quantize_command(CLI::App& app) {
       ->add_option("--kv-scales", flags->kv_scales_file,
                    "JSONL of calibration conversations ({\"messages\", \"images\", \"tools\"}): measures "
                    "scales for an FP8 KV cache")
+      ->check(CLI::ExistingFile);
+  command
+      ->add_option("--quality", flags->quality_file,
+                   "JSONL of tasks (conversations with \"answer\"): answers of SRC and DST are compared in "
+                   "the model card")
       ->check(CLI::ExistingFile);
   command->add_option("--shard-size", flags->shard_gib, "GiB per file (default: one file)")
       ->check(CLI::PositiveNumber);

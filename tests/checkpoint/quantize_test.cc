@@ -123,7 +123,7 @@ class Quantize : public testing::Test {
 
   Result<QuantizeReport> run(const QuantizeOptions& options = {}) {
     return quantize_checkpoint(model.directory(), destination, options, true, cancel, {},
-                               [](const QuantizeReport&) { return std::string("card"); });
+                               [](const QuantizeReport&, const std::string&) { return std::string("card"); });
   }
   // Nothing of a failed run may stay behind: neither the destination nor what was built beside it.
   void expect_no_trace() {
@@ -206,8 +206,9 @@ TEST_F(Quantize, NaNNamesTheTensorAndLeavesNoTrace) {
 TEST_F(Quantize, RefusesWhatItMust) {
   ASSERT_TRUE(run().ok());
   EXPECT_THAT(run().error().message, HasSubstr("exists already"));
-  const auto again = quantize_checkpoint(destination, destination + "2", {}, true, cancel, {},
-                                         [](const QuantizeReport&) { return std::string(); });
+  const auto again =
+      quantize_checkpoint(destination, destination + "2", {}, true, cancel, {},
+                          [](const QuantizeReport&, const std::string&) { return std::string(); });
   EXPECT_THAT(again.error().message, HasSubstr("is quantized already"));
   fs::remove_all(destination);
   EXPECT_THAT(run({.ignore = {"("}}).error().message, HasSubstr("not a regular expression"));
