@@ -45,6 +45,11 @@ void measure(int n_threads, int n_layers, int prompt_tokens) {
                                    .sliding_window = 512,
                                    .vocab_size = 32768,
                                    .per_layer_input = 256,
+                                   .vision = true,
+                                   .vision_hidden = 768,
+                                   .vision_intermediate = 3072,
+                                   .vision_layers = 4,
+                                   .vision_heads = 12,
                                    .weight_dtype = DType::kF8E4M3,
                                    .scale = RandomModelOptions::Scale::kTensor,
                                    .repeat_values = true});
@@ -71,12 +76,21 @@ void measure(int n_threads, int n_layers, int prompt_tokens) {
     driver.step(part);
     decode = std::min(decode, now_seconds(one_thread) - begin);
   }
+  // An image of 280 soft tokens; E4B's tower has four times the layers.
+  const ImagePatches image = random_image(model->config, 42, 60, 1);
+  const double image_start = now_seconds(one_thread);
+  if (!driver.backend().encode_image(image).ok()) std::abort();
+  const double image_s = now_seconds(one_thread) - image_start;
+  const double n = 42 * 60, hidden = 768, layers = model->config.vision->n_layers;
+  const double image_gflop = 2e-9 * layers * n * (4 * hidden * hidden + 3 * hidden * 3072 + 2 * n * hidden);
   const double gb = static_cast<double>(bytes_per_token(model->weights)) * 1e-9;
   fmt::print(
       "{}: {} layers, {} tokens\n  prefill {:.1f} tok/s ({:.2f} s)\n  decode {:.2f} tok/s ({:.1f} ms), "
       "{:.2f} GB a token, {:.1f} GB/s\n",
       driver.backend().info().name, n_layers, prompt_tokens, prompt_tokens / prefill, prefill, 1 / decode,
       decode * 1e3, gb, gb / decode);
+  fmt::print("  image of 2520 patches, {:.0f} vision layers: {:.2f} s, {:.1f} GFLOP/s\n", layers, image_s,
+             image_gflop / image_s);
 }
 
 }  // namespace

@@ -121,7 +121,7 @@ TextConfig text_config(const RandomModelOptions& o) {
 VisionConfig vision_config(const RandomModelOptions& o) {
   VisionConfig vision;
   vision.hidden_size = o.vision_hidden;
-  vision.intermediate_size = 2 * o.vision_hidden;
+  vision.intermediate_size = o.vision_intermediate;
   vision.n_layers = o.vision_layers;
   vision.n_heads = o.vision_heads;
   vision.head_dim = o.vision_hidden / o.vision_heads;

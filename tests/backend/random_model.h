@@ -32,6 +32,7 @@ struct RandomModelOptions {
   float softcap = 30;
   bool vision = false;
   int vision_hidden = 64;
+  int vision_intermediate = 128;
   int vision_layers = 2;
   int vision_heads = 4;
   int position_embedding_size = 64;
