@@ -31,7 +31,7 @@ build/%/build.ninja: CMakePresets.json
 .PRECIOUS: build/%/build.ninja
 
 build: setup build/release/build.ninja  ## the program, at build/release/jewel
-	@cmake --build build/release -j $(JOBS) --target jewel
+	@cmake --build build/release -j $(JOBS) --target jewel >&2
 
 MODEL ?= models/jewel-demo
 IMAGE ?= models/examples/shapes.png
