@@ -27,14 +27,14 @@ class Kind:
 
 
 KINDS = {
-    "image": Kind(0.56, 0.86, 384, 70, dialogues.image_example),
+    "image": Kind(0.50, 0.86, 384, 70, dialogues.image_example),
     "image140": Kind(0.06, 0.0, 192, 140, dialogues.image_example),
-    "image280": Kind(0.05, 0.0, 96, 280, dialogues.image_example),
-    "think": Kind(0.09, 0.03, 256, 70, dialogues.thinking_example),
-    "turns": Kind(0.06, 0.02, 256, 70, dialogues.two_turns),
-    "talk": Kind(0.04, 0.03, 256, 0, lambda rng, split, size, longest: dialogues.talk_example(rng, split)),
-    "tool": Kind(0.08, 0.06, 192, 0, lambda rng, split, size, longest: dialogues.tool_example(rng, split)),
-    "image_tool": Kind(0.03, 0.0, 160, 70, dialogues.image_tool_example),
+    "image280": Kind(0.06, 0.0, 96, 280, dialogues.image_example),
+    "think": Kind(0.10, 0.03, 256, 70, dialogues.thinking_example),
+    "turns": Kind(0.05, 0.02, 256, 70, dialogues.two_turns),
+    "talk": Kind(0.03, 0.03, 256, 0, lambda rng, split, size, longest: dialogues.talk_example(rng, split)),
+    "tool": Kind(0.12, 0.06, 192, 0, lambda rng, split, size, longest: dialogues.tool_example(rng, split)),
+    "image_tool": Kind(0.05, 0.0, 160, 70, dialogues.image_tool_example),
     "pair": Kind(0.03, 0.0, 160, 70, dialogues.pair_example),
 }
 

@@ -33,8 +33,32 @@ def pick(rng: random.Random, split_pair, split: str) -> str:
     return rng.choice(split_pair[0] if split == "train" else split_pair[1])
 
 
+HELDOUT_SENTENCES = {sentence for _, heldout in phrases.ASK.values() for sentence in heldout}
+IMPERATIVES = ("Read", "Tell", "Name", "Count", "Describe", "Spell", "Give", "Say", "Write", "Look", "Transcribe")
+
+
+def reworded(rng: random.Random, sentence: str) -> str:
+    """Training only: other wrappings of a trained sentence, but never a held-out one."""
+    other = sentence
+    if rng.random() < 0.3:
+        swaps = [("the picture", "the image"), ("the image", "the picture"), ("the picture", "this picture"), ("the image", "this image"),
+                 ("is there", "is here"), ("do you see", "can you see"), ("can you see", "do you see"), ("this image", "the image")]
+        old, new = rng.choice(swaps)
+        other = other.replace(old, new)
+    if other.startswith(IMPERATIVES) and other.endswith(".") and "." not in other[:-1] and rng.random() < 0.4:
+        bare = other[0].lower() + other[1:-1]
+        other = rng.choice((f"Please {bare}.", f"Can you {bare}?", f"Can you please {bare}?", f"I want you to {bare}.", f"Now {bare}.", f"Could you {bare}?"))
+    elif other.startswith(("What ", "Which ", "How ")) and rng.random() < 0.1:
+        bare = other[0].lower() + other[1:]
+        other = rng.choice((f"Tell me: {bare}", f"Can you tell me: {bare}", f"Look at this. {other}", f"In the picture, {bare}", f"In this image, {bare}", f"So {bare}"))
+    return sentence if other in HELDOUT_SENTENCES else other
+
+
 def ask(rng: random.Random, intent: str, split: str, polite: bool = True, **slots) -> str:
-    question = pick(rng, phrases.ASK[intent], split).format(**slots)
+    question = pick(rng, phrases.ASK[intent], split)
+    if split == "train":
+        question = reworded(rng, question)
+    question = question.format(**slots)
     if polite:
         question = pick(rng, phrases.POLITE, split).format(question)
     return worn(rng, question)
@@ -330,6 +354,9 @@ def maybe_system(rng, split, messages, chance=0.08):
 
 def image_example(rng, split, size, longest=12) -> Example:
     scene, (question, answer, thought, skill) = picture(rng, split, size, longest)
+    if rng.random() < 0.02:  # small talk beside a picture is still small talk
+        train, heldout, answer, thought = phrases.TALK[rng.choice(tuple(phrases.TALK))]
+        question, skill = worn(rng, pick(rng, (train, heldout), split)), "talk"
     return Example(skill, [scene], maybe_system(rng, split, [user(rng, question, 1)]), answer, thought)
 
 

@@ -28,6 +28,7 @@ COLOURS = {
 }
 ASPECTS = (4 / 3, 4 / 3, 4 / 3, 1.0, 16 / 9, 3 / 2, 3 / 4, 2.0)  # width over height, half of all pictures; the rest have any
 LEGIBLE = 24  # pixels of font size after the resize to the token budget
+TARGET_BUDGET = None  # set while drawing pictures that are yet to be resized; None: a canvas is what the model sees
 
 
 @dataclass
@@ -123,10 +124,9 @@ def sample_canvas(rng: random.Random, budget: int) -> tuple[int, int]:
     return budget_size(aspect, 1.0, budget)
 
 
-def sample_scene(rng: random.Random, width: int, height: int, budget: int | None = None) -> Scene:
-    """`budget` where the picture will yet be resized to one; without it the canvas is what the model sees."""
+def sample_scene(rng: random.Random, width: int, height: int) -> Scene:
     noise = 0.0 if rng.random() < 0.4 else rng.uniform(0, 0.06)
-    legible = LEGIBLE * (math.sqrt(width * height / (budget * 9 * 256)) if budget else 1.0)
+    legible = LEGIBLE * (math.sqrt(width * height / (TARGET_BUDGET * 9 * 256)) if TARGET_BUDGET else 1.0)
     return Scene(width, height, sample_background(rng), rng.uniform(0, 2 * math.pi), noise, legible)
 
 

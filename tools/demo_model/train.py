@@ -171,9 +171,9 @@ def set_clip_bounds(network, batch, quantile=0.0005):
     print(f"clip bounds set on {len(linears)} linears", flush=True)
 
 
-def learning_rate(progress: float) -> float:
+def learning_rate(progress: float, plateau: float) -> float:
     """Fraction of the peak: a short rise, a plateau, a straight way down to nothing."""
-    return min(progress / 0.01, 1.0, (1.0 - progress) / 0.65)
+    return min(progress / 0.01, 1.0, (1.0 - progress) / (1.0 - plateau))
 
 
 def optimizers(network, scale: float):
@@ -273,7 +273,7 @@ def main() -> None:
             bounded = True
         for opt, lrs in zip(opts, peaks):
             for group, lr in zip(opt.param_groups, lrs):
-                group["lr"] = lr * learning_rate(done if not args.start else max(done, (done - args.skip) / 10))
+                group["lr"] = lr * learning_rate((done - args.skip) / (1 - args.skip), 0.0 if args.start else 0.35)
         with torch.autocast(device.type, torch.bfloat16):
             loss, patch_loss, right = network(batch, painter)
         (loss + (0.5 if done < 0.5 else 0.15) * patch_loss).backward()
