@@ -141,7 +141,7 @@ Result<QuantizePlan> make_plan(const Checkpoint& checkpoint, const QuantizeOptio
     plan.tensors.push_back(std::move(planned));
   }
   if (std::ranges::find(plan.ignored_modules, "lm_head") == plan.ignored_modules.end())
-    plan.ignored_modules.push_back("lm_head");
+    plan.ignored_modules.emplace_back("lm_head");
   return plan;
 }
 
@@ -245,6 +245,7 @@ Result<void> for_all_pieces(const std::vector<Piece>& pieces, int n_threads, con
   };
   {
     std::vector<std::jthread> threads;
+    threads.reserve(static_cast<size_t>(n_threads));
     for (int i = 0; i < n_threads; ++i) threads.emplace_back(work);
     while (running > 0) {
       if (progress) progress(what, done, total);
@@ -363,7 +364,7 @@ Result<void> copy_other_files(const std::string& source, const std::string& targ
     const std::string name = entry.path().filename().string();
     const bool weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
     if (!entry.is_regular_file() || weights || name == "config.json" || name == "README.md") continue;
-    fs::copy_file(entry.path(), target + "/" + name, code);
+    fs::copy_file(entry.path(), fs::path(target) / name, code);
     if (code)
       return unavailable(fmt::format("{}: cannot be copied ({})", entry.path().string(), code.message()));
   }

@@ -94,7 +94,8 @@ Result<ChatInput> parse_conversation(const json::object& line, const std::string
         return invalid(fmt::format("{}: images: found {}, expected file names", where, describe(image)),
                        "images");
       const std::string name(image.get_string());
-      input.images.push_back(name.starts_with('/') ? name : directory + "/" + name);
+      // An absolute name stays as it is.
+      input.images.push_back((std::filesystem::path(directory) / name).string());
     }
   }
   if (reader.failed()) return reader.error();
