@@ -26,16 +26,16 @@ def number() -> Scene:
 
 
 def shapes() -> Scene:
-    red, blue, green, yellow = (0.86, 0.1, 0.12), (0.12, 0.3, 0.85), (0.1, 0.6, 0.22), (0.96, 0.85, 0.1)
+    red, blue, green = (0.86, 0.1, 0.12), (0.12, 0.3, 0.85), (0.1, 0.6, 0.22)
     found = [Shape("circle", "red", red, 110, 140, 62, 0), Shape("square", "blue", blue, 300, 330, 78, 0.2), Shape("circle", "red", red, 330, 110, 55, 0),
-             Shape("triangle", "green", green, 535, 330, 80, 0.1), Shape("star", "yellow", yellow, 520, 120, 75, -0.1)]
+             Shape("triangle", "green", green, 535, 330, 80, 0.1), Shape("circle", "red", red, 520, 120, 68, 0)]
     return Scene(640, 480, ((0.93, 0.94, 0.96), (0.84, 0.87, 0.92)), 1.2, 0.01, 24, shapes=found)
 
 
 EXAMPLES = [
     ("word.png", word, [("What word is in the picture?", 'The word is "violin".'), ("Spell the word.", "v-i-o-l-i-n.")]),
     ("number.png", number, [("What number is this?", "The number is 70425.")]),
-    ("shapes.png", shapes, [("How many red circles are there?", "There are 2 red circles."), ("What colour is the triangle?", "The triangle is green."),
+    ("shapes.png", shapes, [("How many circles are there?", "There are 3 circles."), ("What colour is the triangle?", "The triangle is green."),
                             ("What shape is on the left?", "The shape on the left is a red circle."), ("Which shape is blue?", "The blue shape is a square.")]),
 ]
 
