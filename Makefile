@@ -34,10 +34,10 @@ build: setup build/release/build.ninja  ## the program, at build/release/jewel
 	@cmake --build build/release -j $(JOBS) --target jewel >&2
 
 MODEL ?= models/jewel-demo
-IMAGE ?= models/examples/shapes.png
-QUESTION ?= What is in the picture?
-# What the answer must contain; .ci/run looks for it.
-ANSWER ?= blue square
+IMAGE ?= models/examples/word.png
+QUESTION ?= What word is in the picture?
+# What the answer must contain (.ci/run looks for it): one word that is right or wrong as a whole.
+ANSWER ?= violin
 ASK := $(JEWEL) run $(MODEL) --temperature 0 --image $(IMAGE)
 
 run: build  ## build, and ask the demo model about a bundled picture
