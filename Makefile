@@ -6,7 +6,7 @@ JEWEL := build/release/jewel
 # Seconds that each fuzz target runs in `make fuzz` and `make check`.
 FUZZ_SECONDS ?= 60
 # The tests in which several threads of ours meet; under TSan the others would only be slower.
-TSAN_TESTS := base_test backend_test engine_test
+TSAN_TESTS := base_test backend_test engine_test checkpoint_test
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-check build run test check asan tsan fuzz cuda lint format bench clean check-steps expected-answer
