@@ -14,8 +14,8 @@
 
 #include "base/threads.h"
 #include "checkpoint/checkpoint.h"
-#include "checkpoint/pretty_json.h"
 #include "checkpoint/safetensors_writer.h"
+#include "model/json_text.h"
 
 namespace jewel {
 

@@ -11,6 +11,7 @@
 #include "cli/commands.h"
 #include "cli/local_model.h"
 #include "model/json_reader.h"
+#include "model/json_text.h"
 #include "model/tensors.h"
 
 namespace jewel {
@@ -164,7 +165,7 @@ int show_tokens(const InspectFlags& flags) {
   const auto ids = prompts->tokenizer().encode(flags.tokens, SpecialTokens::kParse);
   if (!ids.ok()) return report(ids.error());
   if (flags.json) {
-    fmt::print("{}\n", json::serialize(json::object{{"token_ids", json::value_from(*ids)}}));
+    fmt::print("{}\n", json_line(json::object{{"token_ids", json::value_from(*ids)}}));
     return kExitDone;
   }
   for (const TokenId id : *ids) {
@@ -203,7 +204,7 @@ int inspect(const InspectFlags& flags) {
   if (!checkpoint.ok()) return report(checkpoint.error());
   const Inventory inventory = take_inventory(**checkpoint);
   if (flags.json) {
-    fmt::print("{}\n", json::serialize(inventory_as_json(**checkpoint, inventory)));
+    fmt::print("{}\n", json_line(inventory_as_json(**checkpoint, inventory)));
     return kExitDone;
   }
   print_inventory(**checkpoint, inventory);

@@ -14,13 +14,13 @@
 #include <csignal>
 #include <filesystem>
 
-#include "checkpoint/pretty_json.h"
 #include "checkpoint/quantizer.h"
 #include "checkpoint/safetensors_writer.h"
 #include "cli/commands.h"
 #include "cli/local_model.h"
 #include "cli/quality.h"
 #include "model/json_reader.h"
+#include "model/json_text.h"
 
 namespace jewel {
 

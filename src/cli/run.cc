@@ -15,6 +15,7 @@
 #include "cli/commands.h"
 #include "cli/local_model.h"
 #include "model/json_reader.h"
+#include "model/json_text.h"
 
 namespace jewel {
 
@@ -238,7 +239,7 @@ int run(RunFlags flags) {
     return report(answer.error());
   }
   if (flags.json) {
-    fmt::print("{}\n", json::serialize(answer_as_json(*answer, load_s)));
+    fmt::print("{}\n", json_line(answer_as_json(*answer, load_s)));
   } else {
     printer.finish();
   }
