@@ -1,15 +1,21 @@
 // textkit: the C border of the Rust static library (rust/textkit): tokenizer, chat template, image decoding.
 //
 // Rules that hold for every function:
-// - Inputs are pointer + length. Nothing is NUL-terminated, embedded NULs are data. (NULL, 0) is the empty input. Inputs are
+// - Inputs are pointer + length. Nothing is NUL-terminated, embedded NULs are data. (NULL, 0) is the empty
+// input. Inputs are
 //   only read during the call.
-// - Outputs of type tk_buffer are allocated by textkit and belong to the caller, who frees them with tk_buffer_free. An out
-//   parameter is overwritten without being freed first, and is written on success only, unless its comment says otherwise.
-// - A function that can fail returns a tk_status. `error` (may be NULL) then holds a message in UTF-8, to be freed like any
+// - Outputs of type tk_buffer are allocated by textkit and belong to the caller, who frees them with
+// tk_buffer_free. An out
+//   parameter is overwritten without being freed first, and is written on success only, unless its comment
+//   says otherwise.
+// - A function that can fail returns a tk_status. `error` (may be NULL) then holds a message in UTF-8, to be
+// freed like any
 //   buffer; on success it is the empty buffer.
 // - No Rust panic leaves the library: it is caught and returned as TK_PANIC. Nothing is printed.
-// - Threads: functions without a handle may be called from any thread at any time. A handle (tk_tokenizer, tk_template)
-//   is immutable after its creation and may be used by several threads at once; freeing it while it is in use is an error.
+// - Threads: functions without a handle may be called from any thread at any time. A handle (tk_tokenizer,
+// tk_template)
+//   is immutable after its creation and may be used by several threads at once; freeing it while it is in use
+//   is an error.
 #pragma once
 
 #include <stddef.h>
@@ -36,33 +42,40 @@ typedef struct tk_buffer {
 // Frees and empties *buffer. NULL and empty buffers are allowed.
 void tk_buffer_free(tk_buffer* buffer);
 
-// ---- tokenizer (src/tokenizer.rs) ------------------------------------------------------------------------------------
+// ---- tokenizer (src/tokenizer.rs)
+// ------------------------------------------------------------------------------------
 
 typedef struct tk_tokenizer tk_tokenizer;
 
 // A token, as the detokenizer sees it: one of HOLE (no token has this id), TEXT, BYTE; and SPECIAL as a flag.
 enum { TK_TOKEN_HOLE = 0, TK_TOKEN_TEXT = 1, TK_TOKEN_BYTE = 2, TK_TOKEN_SPECIAL = 4 };
 
-// From the bytes of a tokenizer.json. TK_UNSUPPORTED when its decoder is not Gemma's or a special token has strip flags.
+// From the bytes of a tokenizer.json. TK_UNSUPPORTED when its decoder is not Gemma's or a special token has
+// strip flags.
 int32_t tk_tokenizer_new(const uint8_t* json, size_t size, tk_tokenizer** out, tk_buffer* error);
 void tk_tokenizer_free(tk_tokenizer* tokenizer);  // NULL is allowed
 
-// Ids of a text, as an array of uint32 in `ids`. Special tokens in the text are text. Nothing is added in front or behind.
-int32_t tk_tokenizer_encode(const tk_tokenizer* tokenizer, const uint8_t* text, size_t size, tk_buffer* ids, tk_buffer* error);
+// Ids of a text, as an array of uint32 in `ids`. Special tokens in the text are text. Nothing is added in
+// front or behind.
+int32_t tk_tokenizer_encode(const tk_tokenizer* tokenizer, const uint8_t* text, size_t size, tk_buffer* ids,
+                            tk_buffer* error);
 
 // The reference's decoding of a whole sequence; ids without a token are passed over.
-int32_t tk_tokenizer_decode(const tk_tokenizer* tokenizer, const uint32_t* ids, size_t count, int32_t skip_special,
-                            tk_buffer* text, tk_buffer* error);
+int32_t tk_tokenizer_decode(const tk_tokenizer* tokenizer, const uint32_t* ids, size_t count,
+                            int32_t skip_special, tk_buffer* text, tk_buffer* error);
 
 // The id of a token by its exact spelling in the vocabulary, -1 when there is none.
 int64_t tk_tokenizer_id(const tk_tokenizer* tokenizer, const uint8_t* token, size_t size);
 
-// What every id prints. For id i: kinds[i] (uint8), and the bytes pieces[ends[i-1] .. ends[i]) (ends: uint32, ends[-1] = 0),
-// "\u2581" already replaced by a space, a byte token as its one byte. There are as many rows as the largest id plus one.
-int32_t tk_tokenizer_table(const tk_tokenizer* tokenizer, tk_buffer* pieces, tk_buffer* ends, tk_buffer* kinds,
-                           tk_buffer* error);
+// What every id prints. For id i: kinds[i] (uint8), and the bytes pieces[ends[i-1] .. ends[i]) (ends: uint32,
+// ends[-1] = 0),
+// "\u2581" already replaced by a space, a byte token as its one byte. There are as many rows as the largest
+// id plus one.
+int32_t tk_tokenizer_table(const tk_tokenizer* tokenizer, tk_buffer* pieces, tk_buffer* ends,
+                           tk_buffer* kinds, tk_buffer* error);
 
-// ---- chat template (src/template.rs) -----------------------------------------------------------------------------------
+// ---- chat template (src/template.rs)
+// -----------------------------------------------------------------------------------
 
 typedef struct tk_template tk_template;
 
@@ -70,22 +83,26 @@ typedef struct tk_template tk_template;
 int32_t tk_template_new(const uint8_t* source, size_t size, tk_template** out, tk_buffer* error);
 void tk_template_free(tk_template* chat_template);  // NULL is allowed
 
-// Renders it with the variables of a JSON object (at most 127 levels deep). `now` is what strftime_now prints, in seconds
-// since 1970. TK_TOO_LARGE when the rendering takes too many steps.
-int32_t tk_template_render(const tk_template* chat_template, const uint8_t* variables, size_t size, int64_t now, tk_buffer* text,
-                           tk_buffer* error);
+// Renders it with the variables of a JSON object (at most 127 levels deep). `now` is what strftime_now
+// prints, in seconds since 1970. TK_TOO_LARGE when the rendering takes too many steps.
+int32_t tk_template_render(const tk_template* chat_template, const uint8_t* variables, size_t size,
+                           int64_t now, tk_buffer* text, tk_buffer* error);
 
-// ---- images (src/image.rs) ------------------------------------------------------------------------------------------
+// ---- images (src/image.rs)
+// ------------------------------------------------------------------------------------------
 
 // What the bytes are; the caller has looked at their first few.
 enum { TK_IMAGE_PNG = 1, TK_IMAGE_WEBP = 2, TK_IMAGE_GIF = 3, TK_IMAGE_BMP = 4 };
 
-// Reads the header alone: width and height in pixels, before any orientation tag. Memory used does not depend on them.
-int32_t tk_image_size(int32_t format, const uint8_t* data, size_t size, uint32_t* width, uint32_t* height, tk_buffer* error);
+// Reads the header alone: width and height in pixels, before any orientation tag. Memory used does not depend
+// on them.
+int32_t tk_image_size(int32_t format, const uint8_t* data, size_t size, uint32_t* width, uint32_t* height,
+                      tk_buffer* error);
 
-// Decodes (of a GIF or an animation: the first frame) into `rgb` [height, width, 3], whose size must be just that for the
-// size that tk_image_size gave. On failure the contents of `rgb` are unspecified.
-int32_t tk_image_decode(int32_t format, const uint8_t* data, size_t size, uint8_t* rgb, size_t rgb_size, tk_buffer* error);
+// Decodes (of a GIF or an animation: the first frame) into `rgb` [height, width, 3], whose size must be just
+// that for the size that tk_image_size gave. On failure the contents of `rgb` are unspecified.
+int32_t tk_image_decode(int32_t format, const uint8_t* data, size_t size, uint8_t* rgb, size_t rgb_size,
+                        tk_buffer* error);
 
 #ifdef __cplusplus
 }  // extern "C"
