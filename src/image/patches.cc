@@ -19,7 +19,9 @@ ImagePatches patchify(const RgbImage& image, int patch_size) {
   uint8_t* out = patches.pixels.data();
   for (int gy = 0; gy < patches.grid_h; ++gy) {
     for (int gx = 0; gx < patches.grid_w; ++gx) {
-      const uint8_t* in = image.rgb.data() + gy * patch_size * row_bytes + gx * patch_row_bytes;
+      const uint8_t* in = image.rgb.data() +
+                          static_cast<size_t>(gy) * static_cast<size_t>(patch_size) * row_bytes +
+                          static_cast<size_t>(gx) * patch_row_bytes;
       for (int py = 0; py < patch_size; ++py, in += row_bytes, out += patch_row_bytes)
         std::memcpy(out, in, patch_row_bytes);
     }

@@ -82,16 +82,14 @@ void OutputParser::control(int32_t id) {
   } else if (id == special_.channel_open && state_ != State::kReasoning && state_ != State::kLabel) {
     end_state();
     state_ = State::kLabel;
-  } else if (id == special_.channel_close && in_reasoning()) {
+  } else if ((id == special_.channel_close && in_reasoning()) ||
+             (id == special_.tool_call_close && state_ == State::kCall)) {
     end_state();
     state_ = State::kContent;
   } else if (id == special_.tool_call_open) {
     if (state_ == State::kContent) held_.clear();
     end_state();
     begin_call();
-  } else if (id == special_.tool_call_close && state_ == State::kCall) {
-    end_state();
-    state_ = State::kContent;
   } else if (id == special_.turn_close || id == special_.tool_response_open || id == special_.eos) {
     end_state();
     state_ = State::kDone;

@@ -16,10 +16,10 @@ Result<PromptBuilder> PromptBuilder::load(const std::string& dir) {
   if (file_exists(dir + "/chat_template.jinja") || config.contains("chat_template")) {
     JEWEL_ASSIGN(chat_template, ChatTemplate::load(dir));
   }
-  return make(std::move(tokenizer), std::move(config), std::move(chat_template));
+  return make(std::move(tokenizer), config, std::move(chat_template));
 }
 
-Result<PromptBuilder> PromptBuilder::make(Tokenizer tokenizer, boost::json::object tokenizer_config,
+Result<PromptBuilder> PromptBuilder::make(Tokenizer tokenizer, const boost::json::object& tokenizer_config,
                                           std::optional<ChatTemplate> chat_template) {
   PromptBuilder builder;
   builder.tokenizer_ = std::make_unique<Tokenizer>(std::move(tokenizer));
@@ -72,16 +72,17 @@ Result<Prompt> PromptBuilder::chat(const boost::json::array& messages, const boo
     ids.push_back(match->id);
     begin = match->position + match->length;
   }
-  return put_images(std::move(ids), image_tokens);
+  return put_images(ids, image_tokens);
 }
 
 Result<Prompt> PromptBuilder::raw(std::string_view text, std::span<const int> image_tokens) const {
   JEWEL_ASSIGN(std::vector<int32_t> ids, tokenizer_->encode(text, SpecialTokens::kParse));
   if (ids.empty() || ids.front() != special_.bos) ids.insert(ids.begin(), special_.bos);
-  return put_images(std::move(ids), image_tokens);
+  return put_images(ids, image_tokens);
 }
 
-Result<Prompt> PromptBuilder::put_images(std::vector<int32_t> ids, std::span<const int> image_tokens) const {
+Result<Prompt> PromptBuilder::put_images(std::span<const int32_t> ids,
+                                         std::span<const int> image_tokens) const {
   Prompt prompt;
   size_t images = 0;
   for (const int32_t id : ids) {

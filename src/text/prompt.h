@@ -40,7 +40,7 @@ class PromptBuilder {
   // tokenizer.json, tokenizer_config.json and the chat template of a checkpoint's directory. Without a
   // template chat() is an error and raw() works.
   static Result<PromptBuilder> load(const std::string& dir);
-  static Result<PromptBuilder> make(Tokenizer tokenizer, boost::json::object tokenizer_config,
+  static Result<PromptBuilder> make(Tokenizer tokenizer, const boost::json::object& tokenizer_config,
                                     std::optional<ChatTemplate> chat_template);
 
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -63,7 +63,7 @@ class PromptBuilder {
   PromptBuilder() = default;
   Result<std::string> render_protected(const boost::json::array& messages, const boost::json::array& tools,
                                        const RenderOptions& options) const;
-  Result<Prompt> put_images(std::vector<int32_t> ids, std::span<const int> image_tokens) const;
+  Result<Prompt> put_images(std::span<const int32_t> ids, std::span<const int> image_tokens) const;
 
   std::unique_ptr<Tokenizer> tokenizer_;  // on the heap, so that its address survives a move
   SpecialIds special_;

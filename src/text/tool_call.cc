@@ -43,7 +43,10 @@ bool is_json_number(std::string_view s) {
   if (i < s.size() && s[i] == '-') ++i;
   const size_t whole = i;
   if (!digits() || (s[whole] == '0' && i > whole + 1)) return false;
-  if (i < s.size() && s[i] == '.' && (++i, !digits())) return false;
+  if (i < s.size() && s[i] == '.') {
+    ++i;
+    if (!digits()) return false;
+  }
   if (i < s.size() && (s[i] == 'e' || s[i] == 'E')) {
     ++i;
     if (i < s.size() && (s[i] == '+' || s[i] == '-')) ++i;

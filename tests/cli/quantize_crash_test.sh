@@ -31,6 +31,7 @@ echo "killed $killed of 10, destination complete in $finished"
 [ $killed -ge 1 ] || { echo 'no run was killed: the test proves nothing'; exit 1; }
 
 # A disk of 8 MB for a result of 16 MB, in a mount namespace of our own.
+# shellcheck disable=SC2016  # $1, $2, $3 are for the inner shell
 unshare -rm bash -c '
   mount -t tmpfs -o size=8m tmpfs "$1" && cd "$1"
   if "$2" quantize "$3" full 2>message; then echo "a full disk was no error"; exit 1; fi

@@ -59,8 +59,7 @@ impl<'a> Generic<'a> {
     fn png(data: &'a [u8]) -> Result<Self> {
         let mut limits = Limits::no_limits();
         limits.max_alloc = Some(PNG_SIDE_BYTES);
-        let decoder =
-            PngDecoder::with_limits(Cursor::new(data), limits).map_err(from_image("PNG"))?;
+        let decoder = PngDecoder::with_limits(Cursor::new(data), limits).map_err(from_image("PNG"))?;
         const COLOR_TYPE: usize = 25; // in the header chunk, which stands first
         let quirk = if data.get(COLOR_TYPE) == Some(&0) {
             Quirk::GrayPng
@@ -163,11 +162,7 @@ fn round_down(rgb: &mut [u8], green_bits: u32) {
 }
 
 fn decode_generic(generic: Generic<'_>, rgb: &mut [u8]) -> Result<()> {
-    let Generic {
-        what,
-        decoder,
-        quirk,
-    } = generic;
+    let Generic { what, decoder, quirk } = generic;
     let color = decoder.color_type();
     if color == ColorType::Rgb8 {
         return decoder.read_image_boxed(rgb).map_err(from_image(what));
@@ -177,9 +172,7 @@ fn decode_generic(generic: Generic<'_>, rgb: &mut [u8]) -> Result<()> {
     raw.try_reserve_exact(pixels * usize::from(color.bytes_per_pixel()))
         .map_err(|e| Error::too_large(format!("{what}: {e}")))?;
     raw.resize(pixels * usize::from(color.bytes_per_pixel()), 0);
-    decoder
-        .read_image_boxed(&mut raw)
-        .map_err(from_image(what))?;
+    decoder.read_image_boxed(&mut raw).map_err(from_image(what))?;
 
     let word = |two: &[u8]| u16::from_ne_bytes([two[0], two[1]]);
     let high = |two: &[u8]| (word(two) >> 8) as u8;
@@ -198,11 +191,7 @@ fn decode_generic(generic: Generic<'_>, rgb: &mut [u8]) -> Result<()> {
         ColorType::La16 => each(4, &|p| [high(p); 3]),
         ColorType::Rgb16 => each(6, &|p| [high(p), high(&p[2..]), high(&p[4..])]),
         ColorType::Rgba16 => each(8, &|p| [high(p), high(&p[2..]), high(&p[4..])]),
-        other => {
-            return Err(Error::unsupported(format!(
-                "{what} with pixels of kind {other:?}"
-            )))
-        }
+        other => return Err(Error::unsupported(format!("{what} with pixels of kind {other:?}"))),
     }
     Ok(())
 }
@@ -234,10 +223,7 @@ impl<'a> GifFrame<'a> {
             .ok_or_else(|| Error::invalid("broken GIF: it holds no image"))?;
         let (left, top) = (usize::from(frame.left), usize::from(frame.top));
         let (width, height) = (usize::from(frame.width), usize::from(frame.height));
-        let canvas = (
-            screen.0.max((left + width) as u32),
-            screen.1.max((top + height) as u32),
-        );
+        let canvas = (screen.0.max((left + width) as u32), screen.1.max((top + height) as u32));
         let transparent = frame.transparent;
 
         // Without any palette indices are gray levels; entries past the end of one are black.
