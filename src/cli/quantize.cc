@@ -43,7 +43,7 @@ struct QuantizeFlags {
   double shard_gib = 0;
   bool drop_unused = false;
   bool dry_run = false;
-  bool no_verify = false;
+  bool verify = true;
   bool quiet = false;
   QuantizeOptions options;
 };
@@ -244,8 +244,8 @@ int quantize(QuantizeFlags flags) {
     }
     return model_card(flags, done, quality);
   };
-  const auto result = quantize_checkpoint(flags.source, flags.destination, options, !flags.no_verify,
-                                          interrupted, progress_line(), card);
+  const auto result = quantize_checkpoint(flags.source, flags.destination, options, flags.verify, interrupted,
+                                          progress_line(), card);
   if (!result.ok()) return report(result.error());
   if (!flags.report_file.empty()) {
     if (auto written = write_file(flags.report_file, pretty_json(report_as_json(flags, *result)));
@@ -311,8 +311,8 @@ Command add_quantize_command(CLI::App& app) {
   command->add_option("--report", flags->report_file, "Write figures of every tensor to this JSON file");
   command->add_flag("--dry-run", flags->dry_run,
                     "Print what would happen to each tensor, and the sizes; write nothing");
-  command->add_flag("--no-verify", flags->no_verify,
-                    "Do not read the result again and compare it with the source");
+  command->add_flag("--verify,!--no-verify", flags->verify,
+                    "Read the result again and compare it with the source (on unless --no-verify)");
   command->add_flag("--quiet", flags->quiet, "No report on stderr");
   return [flags] { return quantize(*flags); };
 }
