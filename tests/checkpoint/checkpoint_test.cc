@@ -85,6 +85,23 @@ TEST(Checkpoint, Fp8PerTensorAndPerChannel) {
   EXPECT_TRUE(layer.gate_proj.scale.empty());
 }
 
+// What others publish as FP8-dynamic: scales per channel, activations quantized at run time.
+TEST(Checkpoint, Fp8DynamicLoadsWeightOnlyWithANote) {
+  TinyModel model;
+  quantize(model, kLayer + "mlp.down_proj", {64, 1}, 64);
+  boost::json::object& group =
+      model.config["quantization_config"].as_object()["config_groups"].as_object()["group_0"].as_object();
+  group["weights"].as_object()["strategy"] = "channel";
+  group["input_activations"] = boost::json::parse(
+      R"({"num_bits": 8, "type": "float", "symmetric": true, "strategy": "token", "dynamic": true})");
+  model.save();
+  const auto opened = Checkpoint::open(model.directory());
+  ASSERT_TRUE(opened.ok()) << opened.error().message;
+  EXPECT_TRUE((*opened)->quantization()->dynamic_activations);
+  EXPECT_EQ((*opened)->weights().layers[0].down_proj.scale.size(), 64u);
+  EXPECT_THAT((*opened)->notes(), ElementsAre(HasSubstr("weights are FP8 (W8A16)")));
+}
+
 TEST(Checkpoint, Fp8NeedsItsScaleAndItsConfig) {
   TinyModel model;
   quantize(model, kLayer + "mlp.up_proj", {1}, 1);
