@@ -30,10 +30,22 @@ done
 echo "killed $killed of 10, destination complete in $finished"
 [ $killed -ge 1 ] || { echo 'no run was killed: the test proves nothing'; exit 1; }
 
-# A disk of 8 MB for a result of 16 MB, in a mount namespace of our own.
+# A disk of 8 MB for a result of 16 MB, in a mount namespace of our own. Root needs no user namespace for it; inside of a chroot it
+# gets none, and the root folder's propagation cannot be changed there. A container may forbid all of it: then it is said.
+namespace=()
+for try in 'unshare -rm' 'unshare -m' 'unshare -m --propagation unchanged'; do
+  read -ra words <<<"$try"
+  if "${words[@]}" true 2>/dev/null; then namespace=("${words[@]}"); break; fi
+done
+if [ ${#namespace[@]} = 0 ]; then
+  echo 'full disk: NOT TESTED, this machine allows no mount namespace'
+  [ "$(sum_source)" = "$before" ] || { echo 'the source was changed'; exit 1; }
+  exit 0
+fi
 # shellcheck disable=SC2016  # $1, $2, $3 are for the inner shell
-unshare -rm bash -c '
+"${namespace[@]}" bash -c '
   mount -t tmpfs -o size=8m tmpfs "$1" && cd "$1"
+  trap "cd /; umount \"$1\"" EXIT
   if "$2" quantize "$3" full 2>message; then echo "a full disk was no error"; exit 1; fi
   grep -q "the disk is full" message || { cat message; exit 1; }
   [ "$(ls -A)" = message ] || { echo "left behind:"; ls -A; exit 1; }
