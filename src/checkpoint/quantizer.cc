@@ -145,10 +145,6 @@ Result<QuantizePlan> make_plan(const Checkpoint& checkpoint, const QuantizeOptio
   return plan;
 }
 
-std::string_view dtype_text(const SafetensorsEntry& entry) {
-  return entry.dtype_name;
-}
-
 // What each output tensor is made of.
 struct Output {
   const PlannedTensor* planned = nullptr;
@@ -170,8 +166,7 @@ Layout make_layout(const Checkpoint& checkpoint, const QuantizePlan& plan, const
     const SafetensorsEntry* source = checkpoint.files().find(planned.name).entry;
     Output output{.planned = &planned, .source = source, .tensor = layout.tensors.size()};
     if (planned.action == TensorAction::kCopy) {
-      layout.tensors.push_back(
-          {planned.name, std::string(dtype_text(*source)), planned.shape, planned.source_bytes});
+      layout.tensors.push_back({planned.name, source->dtype_name, planned.shape, planned.source_bytes});
     } else {
       const size_t scales = scale_count(options, planned.shape);
       std::vector<int64_t> scale_shape = {static_cast<int64_t>(scales)};

@@ -16,12 +16,15 @@
 #include "cli/local_model.h"
 #include "model/json_reader.h"
 #include "model/json_text.h"
+#include "text/text_file.h"
 
 namespace jewel {
 
 namespace json = boost::json;
 
 namespace {
+
+constexpr size_t kMaxRequestBytes = 64 << 20;  // of a file with messages or tools
 
 struct RunFlags {
   std::string model;
@@ -56,12 +59,7 @@ std::string read_stdin() {
 }
 
 Result<json::array> read_array(const std::string& path, std::string_view key) {
-  std::FILE* file = std::fopen(path.c_str(), "rb");
-  if (file == nullptr) return not_found(fmt::format("{}: cannot be opened", path));
-  std::string text;
-  char buffer[1 << 16];
-  for (size_t n = 0; (n = std::fread(buffer, 1, sizeof(buffer), file)) > 0;) text.append(buffer, n);
-  std::fclose(file);
+  JEWEL_ASSIGN(std::string text, read_text_file(path, kMaxRequestBytes));
   // A bare array is wrapped, so that one reader serves both shapes.
   const size_t first = text.find_first_not_of(" \t\r\n");
   if (first != std::string::npos && text[first] == '[') text = fmt::format("{{\"{}\": {}}}", key, text);
