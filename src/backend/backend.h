@@ -55,6 +55,9 @@ struct SamplingParams {
   double frequency_penalty = 0;
   std::vector<std::pair<TokenId, float>> logit_bias;
   std::vector<TokenId> never;  // ids that are never sampled
+  std::vector<TokenId>
+      not_before;  // ids that are not sampled at positions < not_before_position (min_tokens)
+  int not_before_position = 0;
   uint64_t seed = 0;    // random numbers are Philox4x32-10, keyed by (seed, position of the sampled token)
   int n_logprobs = -1;  // -1: none; 0: of the sampled token; k: also the k best
 };
@@ -74,13 +77,21 @@ struct SoftTokenRun {
   int count = 0;
 };
 
+// Which kernels compute a chunk. A backend chooses kernels by phase, never by batch size or chunk length, so
+// a position must be computed in the same phase whenever it is computed again (preemption by replay): prompt
+// tokens in kPrefill, sampled ones in kDecode. On the CPU both phases are bitwise the same.
+enum class Phase : uint8_t { kPrefill, kDecode };
+
 // The part of one sequence in a step.
 struct StepChunk {
   SlotId slot = 0;
-  int position = 0;  // absolute position of the first token
+  Phase phase = Phase::kPrefill;  // kDecode: exactly one token, no soft tokens, no prompt log-probabilities
+  int position = 0;               // absolute position of the first token
   std::span<const TokenId>
       tokens;  // empty: one token, the one this slot sampled last (it may not be read back yet)
   std::span<const SoftTokenRun> soft_tokens;
+  // Page tables. Between begin_sequence and end_sequence a table only grows, and an entry only ever changes
+  // to kNoPage, so a backend may keep its own copy and look at what is new.
   std::span<const PageId> full_pages;     // entry i holds positions [i * kPageTokens, (i + 1) * kPageTokens)
   std::span<const PageId> sliding_pages;  // the same for sliding layers; kNoPage once behind the window
   bool sample = false;                    // sample the token that follows the chunk's last
@@ -143,12 +154,17 @@ class Backend {
   // are undefined until written.
   virtual Result<void> allocate_kv(const KvSizes& sizes) = 0;
 
-  // Runs the vision tower and the projection; the result stays in the backend until released.
+  // Runs the vision tower and the projection; the result stays in the backend until released. May return
+  // before they ran (a backend may batch the images of a step); a failure of the device then shows in
+  // collect().
   virtual Result<FeatureId> encode_image(const ImagePatches& patches) = 0;
   virtual void release_feature(FeatureId feature) = 0;
 
   // A sequence takes a free slot: its sampling state starts here. `prompt` feeds the repetition penalty only.
-  virtual void begin_sequence(SlotId slot, const SamplingParams& params, std::span<const TokenId> prompt) = 0;
+  // `output`: tokens it sampled in an earlier life (preemption); the last of them is what a chunk without
+  // tokens continues from.
+  virtual void begin_sequence(SlotId slot, const SamplingParams& params, std::span<const TokenId> prompt,
+                              std::span<const TokenId> output) = 0;
   virtual void end_sequence(SlotId slot) = 0;
 
   // The sum of the chunks' tokens must not pass max_step_tokens; a slot appears at most once.

@@ -46,7 +46,7 @@ std::vector<SoftTokenRun> runs_in_chunk(const std::vector<ImageInPrompt>& images
 class LiveSequence {
  public:
   LiveSequence(Backend& backend, const GenerateRequest& request) : backend_(backend) {
-    backend_.begin_sequence(kSlot, request.sampling, request.prompt);
+    backend_.begin_sequence(kSlot, request.sampling, request.prompt, {});
   }
   ~LiveSequence() { backend_.end_sequence(kSlot); }
   LiveSequence(const LiveSequence&) = delete;
@@ -110,6 +110,8 @@ Result<GenerateResult> generate(Backend& backend, const ModelConfig& config, con
           std::span(request.prompt).subspan(static_cast<size_t>(position), static_cast<size_t>(count));
       runs = runs_in_chunk(request.images, position, position + count);
       chunk.soft_tokens = runs;
+    } else {
+      chunk.phase = Phase::kDecode;
     }
     position += chunk.n_tokens();
     chunk.sample = position >= n_prompt;

@@ -35,7 +35,7 @@ int Driver::begin(const SamplingParams& params, std::span<const TokenId> prompt)
   *free = true;
   sequences_[static_cast<size_t>(slot)] = {
       .slot = slot, .position = 0, .full_pages = {}, .sliding_pages = {}};
-  backend_->begin_sequence(slot, params, prompt);
+  backend_->begin_sequence(slot, params, prompt, {});
   return slot;
 }
 
@@ -78,6 +78,7 @@ StepResult Driver::step(std::span<const Part> parts) {
     Sequence& s = sequences_[static_cast<size_t>(part.sequence)];
     StepChunk chunk;
     chunk.slot = s.slot;
+    chunk.phase = part.tokens.empty() ? Phase::kDecode : Phase::kPrefill;
     chunk.position = s.position;
     chunk.tokens = part.tokens;
     chunk.soft_tokens = part.soft_tokens;

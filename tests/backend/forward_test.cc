@@ -406,7 +406,7 @@ TEST(ForwardDeathTest, TheEnginesMistakesStopTheProgram) {
   ASSERT_TRUE(made.ok());
   Backend& backend = **made;
   ASSERT_TRUE(backend.allocate_kv({.n_full_pages = 2, .n_sliding_pages = 2}).ok());
-  backend.begin_sequence(0, {}, {});
+  backend.begin_sequence(0, {}, {}, {});
   const auto tokens = random_tokens(model->config, 9, 1);
   const std::vector<PageId> pages = {0, 1}, wrong = {2}, none = {kNoPage};
   const auto submit = [&](int slot, int n, const std::vector<PageId>& full,

@@ -22,7 +22,10 @@ class ScriptedBackend : public Backend {
   Result<void> allocate_kv(const KvSizes&) override { return {}; }
   Result<FeatureId> encode_image(const ImagePatches&) override { return FeatureId{0}; }
   void release_feature(FeatureId) override {}
-  void begin_sequence(SlotId, const SamplingParams&, std::span<const TokenId>) override { ++live; }
+  void begin_sequence(SlotId, const SamplingParams&, std::span<const TokenId>,
+                      std::span<const TokenId>) override {
+    ++live;
+  }
   void end_sequence(SlotId) override { --live; }
 
   void submit(std::span<const StepChunk> chunks) override {

@@ -177,7 +177,7 @@ std::vector<TokenId> run_prompt(Backend& backend, const ModelConfig& config, con
   SamplingParams params;
   params.temperature = 0;
   const std::vector<PageId> pages = shuffled_pages();
-  backend.begin_sequence(kSlot, params, prompt.ids);
+  backend.begin_sequence(kSlot, params, prompt.ids, {});
   std::vector<TokenId> sampled;
   int begin = 0;
   for (const int end : prompt.chunk_ends) {

@@ -60,10 +60,11 @@ class CpuBackend : public Backend {
     JEWEL_CHECK(features_.erase(feature) == 1, "feature {} is not held", feature);
   }
 
-  void begin_sequence(SlotId slot, const SamplingParams& params, std::span<const TokenId> prompt) override {
+  void begin_sequence(SlotId slot, const SamplingParams& params, std::span<const TokenId> prompt,
+                      std::span<const TokenId> output) override {
     check_slot(slot);
     JEWEL_CHECK(!slots_[static_cast<size_t>(slot)], "slot {} is taken", slot);
-    slots_[static_cast<size_t>(slot)].emplace(params, prompt);
+    slots_[static_cast<size_t>(slot)].emplace(params, prompt, output);
   }
 
   void end_sequence(SlotId slot) override {

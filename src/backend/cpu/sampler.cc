@@ -130,12 +130,15 @@ std::vector<TokenLogprob> Logprobs::top(int n) const {
   return top;
 }
 
-Sampler::Sampler(const SamplingParams& params, std::span<const TokenId> prompt) : params_(params) {
+Sampler::Sampler(const SamplingParams& params, std::span<const TokenId> prompt,
+                 std::span<const TokenId> output)
+    : params_(params) {
   has_penalties_ =
       params.repetition_penalty != 1 || params.presence_penalty != 0 || params.frequency_penalty != 0;
   if (params.repetition_penalty != 1) {
     for (TokenId id : prompt) seen_.try_emplace(id);
   }
+  for (TokenId id : output) append(id);
 }
 
 void Sampler::append(TokenId id) {
@@ -163,10 +166,12 @@ void Sampler::penalize(std::span<float> logits) const {
   }
 }
 
-void Sampler::mask(std::span<float> logits, std::span<const uint32_t> allowed) const {
-  for (TokenId id : params_.never) {
+void Sampler::mask(std::span<float> logits, int position, std::span<const uint32_t> allowed) const {
+  const auto forbid = [&](TokenId id) {
     if (id >= 0 && static_cast<size_t>(id) < logits.size()) logits[static_cast<size_t>(id)] = kMasked;
-  }
+  };
+  std::ranges::for_each(params_.never, forbid);
+  if (position < params_.not_before_position) std::ranges::for_each(params_.not_before, forbid);
   if (allowed.empty()) return;
   JEWEL_CHECK(allowed.size() * 32 >= logits.size(), "a mask of {} words for {} ids", allowed.size(),
               logits.size());
@@ -181,7 +186,7 @@ Result<TokenId> Sampler::sample(const Kernels& kernels, std::span<float> logits,
   for (const auto& [id, bias] : params_.logit_bias) {
     if (id >= 0 && static_cast<size_t>(id) < logits.size()) logits[static_cast<size_t>(id)] += bias;
   }
-  mask(logits, allowed);
+  mask(logits, position, allowed);
 
   const TokenId best = argmax(logits);
   if (best < 0) return internal("no token can be sampled: every logit is masked or not a number");

@@ -1,9 +1,9 @@
 // Sampling: from one row of logits to one token, and log-probabilities.
 //
-// Order: penalties, logit_bias, masks (never, allowed), temperature, top_k, top_p, min_p; then one uniform
-// number from Philox, keyed by (seed, position of the sampled token), picks from the survivors in the order
-// of their ids by the inverse of their cumulative distribution. So a token depends on its row of logits, the
-// parameters, the sequence's history and its position, and on nothing else.
+// Order: penalties, logit_bias, masks (never, not_before, allowed), temperature, top_k, top_p, min_p; then
+// one uniform number from Philox, keyed by (seed, position of the sampled token), picks from the survivors in
+// the order of their ids by the inverse of their cumulative distribution. So a token depends on its row of
+// logits, the parameters, the sequence's history and its position, and on nothing else.
 //   repetition_penalty   of ids in prompt or output: positive logits divided, others multiplied
 //   frequency, presence  of ids in the output: logit -= frequency * count + presence
 //   top_k                keeps logits >= the k-th largest, ties included
@@ -38,7 +38,8 @@ class Logprobs {
 // One sequence's parameters and history. Used by one thread at a time.
 class Sampler {
  public:
-  Sampler(const SamplingParams& params, std::span<const TokenId> prompt);
+  Sampler(const SamplingParams& params, std::span<const TokenId> prompt,
+          std::span<const TokenId> output = {});
 
   const SamplingParams& params() const { return params_; }
   // Overwrites `logits`. `allowed`: a bit per id, empty = all. The token is not yet part of the history.
@@ -52,7 +53,7 @@ class Sampler {
 
  private:
   void penalize(std::span<float> logits) const;
-  void mask(std::span<float> logits, std::span<const uint32_t> allowed) const;
+  void mask(std::span<float> logits, int position, std::span<const uint32_t> allowed) const;
 
   SamplingParams params_;
   struct Seen {
