@@ -14,6 +14,7 @@
 
 #include "backend/backend.h"
 #include "base/result.h"
+#include "engine/request.h"
 #include "model/config.h"
 
 namespace jewel {
@@ -32,9 +33,6 @@ struct GenerateRequest {
   int max_tokens = 0;                   // >= 1
   int chunk_tokens = 0;                 // prompt tokens per step, 0 = the backend's max_step_tokens
 };
-
-enum class FinishReason : uint8_t { kStop, kLength, kCancelled };
-enum class Continue : uint8_t { kYes, kNo };
 
 struct GenerateResult {
   std::vector<TokenId> token_ids;
