@@ -1,0 +1,163 @@
+// Jewel as a library: load a Gemma 4 checkpoint, submit requests, read answers as they come.
+//
+//   auto engine = jewel::Engine::load("models/jewel-demo");
+//   auto stream = (*engine)->submit({.messages = {jewel::text_message("user", "Who are you?")}});
+//   while (auto update = stream->next()) std::cout << update->content() << std::flush;
+//
+// Threads. An Engine runs a thread that computes, threads that prepare requests (pictures, templates,
+// grammars) and threads that turn tokens into text. Every method of Engine may be called from any thread at
+// any time. A Stream belongs to one thread at a time; its cancel() may come from any.
+//
+// Memory. A reader that falls behind loses nothing: pieces are put together while they wait. One that leaves
+// more than EngineOptions::max_unread_bytes unread has its request ended with an error. The computing thread
+// never waits for a reader.
+//
+// This header needs the standard library alone.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "jewel/output.h"
+#include "jewel/request.h"
+#include "jewel/result.h"
+
+namespace jewel {
+
+struct EngineOptions {
+  std::string device = "auto";  // auto, cpu, cuda, cuda:1
+  std::string dtype = "auto";   // auto (bfloat16), bfloat16, float32 (CPU)
+  std::string kv_cache_dtype =
+      "auto";            // auto (the checkpoint's scheme, else bfloat16), bfloat16, fp8, float32 (CPU)
+  int n_threads = 0;     // of the CPU backend; 0: every core this process may use
+  int max_num_seqs = 0;  // requests computed at once; 0: 4 on a CPU, 32 on a GPU
+  int max_num_batched_tokens = 2048;  // of one step
+  int max_model_len = 0;              // prompt and answer of a request; 0: the model's
+  double gpu_memory_utilization = 0.9;
+  double kv_cache_gib = 0;  // memory for KV pages in all; 0: what max_num_seqs × max_model_len and the prefix
+                            // cache need, as far as there is
+  bool prefix_caching = true;
+  double prefix_cache_gib = 4;  // beside the pages of running requests
+  int max_waiting = 1024;       // requests waiting for their turn; more are refused (kUnavailable)
+  int max_images = 16;          // of one request
+  size_t max_image_bytes = size_t{20} << 20;
+  size_t max_unread_bytes = size_t{8} << 20;
+  int n_workers = 2;                                        // threads that prepare requests
+  std::function<void(size_t done, size_t total)> progress;  // bytes of weights read while loading
+};
+
+struct ModelInfo {
+  std::string directory;
+  std::string backend;  // "cpu (avx512-bf16, 2 threads)"
+  std::string dtype;
+  std::string kv_cache_dtype;
+  int max_model_len = 0;
+  int vocab_size = 0;
+  int max_num_seqs = 0;
+  bool has_vision = false;
+  bool has_chat_template = false;
+  int max_soft_tokens = 0;    // of an image, unless the request says otherwise
+  Sampling default_sampling;  // generation_config.json's
+  std::vector<int32_t> stop_token_ids;
+  std::vector<std::string> notes;  // what a person should know and need not act on
+};
+
+// Counters since start and gauges of now.
+struct Stats {
+  int running = 0;
+  int waiting = 0;  // prepared, and not begun
+  int preparing = 0;
+  double kv_usage = 0;  // pages that requests hold, of all: 0 to 1
+  uint64_t prompt_tokens = 0;
+  uint64_t cached_prompt_tokens = 0;
+  uint64_t generated_tokens = 0;
+  uint64_t finished = 0;
+  uint64_t cancelled = 0;
+  uint64_t failed = 0;
+  uint64_t preemptions = 0;
+  uint64_t steps = 0;
+};
+
+using UpdateCallback = std::function<void(Update&&)>;
+
+// A request under way. Destroying it cancels it.
+class Stream {
+ public:
+  Stream(Stream&&) noexcept;
+  Stream& operator=(Stream&&) noexcept;
+  ~Stream();
+
+  // Waits for the next Update; none after the one that had `finish`.
+  std::optional<Update> next();
+  // The same for at most that long: an Update without anything in it when the time is up.
+  std::optional<Update> next_for(std::chrono::milliseconds limit);
+
+  // The request ends soon, as kCancelled, if it has not ended already. Any thread.
+  void cancel();
+
+ private:
+  friend class Engine;
+  struct State;
+  explicit Stream(std::shared_ptr<State> state);
+  std::shared_ptr<State> state_;
+};
+
+// A request whose Updates go to a callback. Destroying it does not cancel.
+class Ticket {
+ public:
+  Ticket();
+  void cancel() const;  // any thread, also from inside the callback
+
+ private:
+  friend class Engine;
+  explicit Ticket(std::weak_ptr<void> request);
+  std::weak_ptr<void> request_;
+};
+
+class Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> load(const std::string& directory,
+                                              const EngineOptions& options = {});
+
+  // Cancels what is under way and waits for its threads.
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Returns at once. An Error here: the request as such is impossible, or too many wait. What only shows
+  // while it is prepared (a broken picture, a prompt that is too long, a template's complaint) comes as the
+  // first Update's `finish` with an error.
+  Result<Stream> submit(Request request);
+
+  // The callback runs on one of the engine's output threads, one call at a time and in order, the last with
+  // `finish`; it must not block and must not throw.
+  Result<Ticket> submit(Request request, UpdateCallback on_update);
+
+  // The same checks and the prompt's ids, computing nothing; blocks for as long as pictures take to decode.
+  Result<PromptInfo> prompt_of(const Request& request) const;
+
+  // Text to ids and back; special tokens' names in the text are tokens when `parse_special`.
+  Result<std::vector<int32_t>> tokenize(std::string_view text, bool parse_special) const;
+  Result<std::string> detokenize(std::span<const int32_t> ids) const;
+
+  const ModelInfo& info() const;
+  Stats stats() const;
+
+  // From now on submit() says kUnavailable; returns when nothing is under way, or false after `limit`.
+  bool drain(std::chrono::milliseconds limit);
+
+ private:
+  friend struct EngineAccess;
+  class Impl;
+  explicit Engine(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace jewel
