@@ -1,0 +1,96 @@
+// Products of decode rows (1 to 128 of them) with weights in fragment tiles, and what is fused to them: the
+// residual update and norm in front, the activation behind. Declared here, chained in decode_step.h.
+//
+// A row's result is bitwise the same for any number of rows and any neighbours: K is cut into
+// product_splits(k) parts by the grid, each part into eight runs of tiles by the warps of a block, each run is
+// added up in the order of k by mma.m16n8k16, runs and parts are added in order.
+//
+// Activations between a kernel of this file and the next product are "slot order": BF16 [k / 32][rows][32],
+// where the 32 values of a row stand so that a lane finds its part of the B operand in 16 bytes; slot_order()
+// says where k stands. `x_order` says which order an input has.
+//
+// All pointers are device pointers, 16-byte aligned. Launchers enqueue and return; any thread, one stream at a
+// time. With `overlap` a kernel is launched by programmatic dependent launch (sm_90) and fetches its weights
+// before it waits for the kernel ahead of it; every kernel waits, so writes happen in stream order.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace jewel::cuda {
+
+enum class TileFormat : uint8_t { kF8E4M3, kBF16 };
+
+// W [n, k] in fragment tiles: FP8 [n/16][k/32][32 lanes][16 bytes], BF16 [n/16][k/16][32 lanes][16 bytes].
+struct TiledWeight {
+  const void* tiles = nullptr;
+  const float* row_scale = nullptr;  // [n], in the order of the tiles' rows; null: 1
+  int n = 0;                         // a multiple of 16
+  int k = 0;                         // a multiple of 64
+  TileFormat format = TileFormat::kBF16;
+};
+
+constexpr int kMaxDecodeRows = 128;
+
+// Into how many parts of K the sums of a product come: only the longest rows are cut (down_proj).
+constexpr int product_splits(int k) {
+  return k >= 6144 ? 4 : 1;
+}
+
+// Where element (row, k) of an activation [rows, k] stands in slot order.
+constexpr int64_t slot_order(int row, int k, int rows) {
+  const int k32 = k % 32, in_lane = k32 / 16 * 4 + (k32 % 4 == 1 ? 2 : k32 % 4 == 2 ? 1 : k32 % 4);
+  return (int64_t{k / 32} * rows + row) * 32 + k32 % 16 / 4 * 8 + in_lane;
+}
+
+enum class XOrder : uint8_t { kSlots, kNatural };  // natural: BF16 [rows, k]
+
+// h_out = (h + RMS(sum of y's parts) * post_norm) * scale, row by row; then x = RMS(h_out) * pre_norm.
+// h_out and h are different buffers: blocks of one launch read h while one of them writes h_out.
+struct ResidualNorm {
+  const float* h = nullptr;          // [rows, hidden]
+  const float* y = nullptr;          // [y_parts][rows, hidden]; null: h_out = h, and h_out is not written
+  int y_parts = 1;
+  const float* post_norm = nullptr;  // [hidden]
+  float scale = 1;                   // the layer's scalar, where the update ends a layer
+  float* h_out = nullptr;            // [rows, hidden]
+  const float* pre_norm = nullptr;   // [hidden]; null: x = h_out
+  float eps = 1e-6f;
+};
+
+enum class ProductOut : uint8_t {
+  kF32,       // out: float [product_splits(k)][rows, n], every split apart
+  kGatedUp,   // rows of W: 8 of gate, 8 of up, in turn. out: BF16 slot order [n / 2], gelu_tanh(gate) * up
+  kGatedPle,  // out: BF16 slot order [n], gelu_tanh(sum) * ple[row * ple_stride + column]
+  kLogits,    // out: float [rows, n], cap * tanh(sum / cap); cap 0: the sum
+};
+
+struct DecodeProduct {
+  TiledWeight w;
+  int rows = 0;  // 1 to kMaxDecodeRows
+  // The input: x, or, where x is null, what `norm` makes (and x_scratch holds it when a kernel of its own
+  // makes it: BF16 [rows, k]).
+  const void* x = nullptr;
+  XOrder x_order = XOrder::kSlots;
+  ResidualNorm norm;
+  void* x_scratch = nullptr;
+
+  ProductOut out_kind = ProductOut::kF32;
+  void* out = nullptr;
+  const float* ple = nullptr;
+  int64_t ple_stride = 0;
+  float cap = 0;
+
+  bool overlap = true;    // programmatic dependent launch, where the device has it
+  bool portable = false;  // the path of sm_80 and sm_89 even on sm_90
+};
+
+// One product; two kernels where rows are many and the input is a norm, else one.
+cudaError_t launch_decode_product(const DecodeProduct& product, cudaStream_t stream);
+
+// The residual update and norm alone; x may be null (only h_out is wanted), x in slot order.
+cudaError_t launch_residual_norm(const ResidualNorm& norm, int rows, int hidden, void* x, bool overlap,
+                                 cudaStream_t stream);
+
+}  // namespace jewel::cuda
