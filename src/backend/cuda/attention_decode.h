@@ -33,9 +33,11 @@ struct DecodeAttention {
   int max_context = 0;
   void* out = nullptr;        // BF16 [rows, n_heads * head_dim]
   void* workspace = nullptr;  // decode_attention_workspace(); zeroed once, then left as it should be found
+  int workspace_rows = 0;     // the max_rows it was sized for
 };
 
-// Bytes of workspace for launches of up to `max_rows` rows. One may serve all layers of a stream.
+// Bytes of workspace for launches of up to `max_rows` rows. One may serve all layers of a
+// stream: size it for the larger head_dim.
 size_t decode_attention_workspace(const AttentionShape& shape, int max_rows, AttentionDesign design);
 
 cudaError_t launch_decode_attention(const DecodeAttention& attention, AttentionDesign design,

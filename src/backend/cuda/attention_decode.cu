@@ -1,0 +1,671 @@
+// One block takes one KV head of one row and a run of its keys; kRanks blocks of a cluster (one block where
+// there are no clusters) make a piece, and a row has as many pieces as its context asks for.
+//
+// Block: 8 warps, tiles of 64 keys, K and V straight from memory to registers (the next tile's loads are
+// issued as soon as a tile's registers are free, the first tile's before the wait for q).
+//   scores   a warp takes 8 keys and the whole head: m16n8k16 with the group's queries as rows, their BF16
+//            upper parts in rows 0-7, lower parts in rows 8-15, the two sums added afterwards
+//   values   a warp takes 64 columns and 64 keys (head_dim 512) or 32 (256): rows of P split the same way;
+//            lane (g, t) holds columns 8 g .. 8 g + 7 of keys 4 t .. 4 t + 3 of each 16, and the order of
+//            keys and columns inside the product is permuted to fit
+//   merge    over distributed shared memory inside a piece, through the workspace between pieces: the last to
+//            arrive adds them in order
+// FLOPs hardly matter (E4B, 512 keys: 8 MFLOP a layer); bytes of K and V and the length of this chain do.
+#include <algorithm>
+
+#include "backend/cuda/attention_decode.h"
+#include "backend/cuda/attention_device.h"
+
+namespace jewel::cuda {
+namespace {
+
+using namespace device;
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kTileKeys = 64;
+constexpr int kMaxGroup = 8;
+constexpr int kScoreStride = 80;  // floats; spreads the rows of P over the banks
+
+template <bool kClusters>
+constexpr int kRanksOf = kClusters ? 8 : 1;
+template <bool kClusters>
+constexpr int kMaxPiecesOf = kClusters ? 8 : 32;
+
+// How the keys [first, first + n) of a row are cut: `pieces` pieces of kRanks blocks of `block_keys` keys.
+// Every piece has a key.
+struct Cut {
+  int pieces;
+  int block_keys;
+};
+template <bool kClusters>
+__host__ __device__ __forceinline__ Cut cut_keys(int n) {
+  constexpr int kRanks = kRanksOf<kClusters>, kAllKeys = kMaxPiecesOf<kClusters> * kRanks * kTileKeys;
+  const int block_keys = kTileKeys * ((n + kAllKeys - 1) / kAllKeys);
+  return {(n + kRanks * block_keys - 1) / (kRanks * block_keys), block_keys};
+}
+// The most pieces that any number of keys up to n is cut into (4096 keys make 8 pieces, 4097 make 5).
+template <bool kClusters>
+int most_pieces(int n) {
+  return std::min(
+      kMaxPiecesOf<kClusters>,
+      cut_keys<kClusters>(std::min(n, kMaxPiecesOf<kClusters> * kRanksOf<kClusters> * kTileKeys)).pieces);
+}
+
+// Workspace: counters [rows, kv_heads, ranks] in a place that all shapes of a model share, then sums [rows,
+// kv_heads, pieces, group, head_dim], then (maximum, sum) [rows, kv_heads, pieces, ranks, group].
+struct Workspace {
+  unsigned* counters;
+  float* sums;
+  float2* stats;
+};
+
+template <int DIM>
+struct Shared {
+  static constexpr int kSpans = DIM / 64;             // columns, 64 a warp
+  static constexpr int kKeyGroups = kWarps / kSpans;  // 2 for 256, 1 for 512
+  static constexpr int kOutStride = DIM + 4;
+  union {
+    uint4 q[DIM / 16][32];                         // A fragments by step and lane
+    float out[kKeyGroups][kMaxGroup][kOutStride];  // after the last tile
+  };
+  float p[2][kMaxGroup][kScoreStride];  // relative to the warp's maximum
+  float warp_max[2][kMaxGroup][kWarps];
+  float sum[kKeyGroups][kMaxGroup];
+  float max[kMaxGroup];
+  alignas(16) std::byte newest_k[DIM * 2];
+  alignas(16) std::byte newest_v[DIM * 2];
+  unsigned arrived;
+};
+
+template <int DIM, KvFormat F>
+struct Sizes {
+  static constexpr int kElement = F == KvFormat::kF8E4M3 ? 1 : 2;
+  static constexpr int kRowBytes = DIM * kElement;
+  static constexpr int kKLoads = kRowBytes / 64;              // 16-byte loads a lane for one key
+  static constexpr int kSteps = 4 / Shared<DIM>::kKeyGroups;  // 16-key steps of a warp
+  static constexpr int kVWords = 2 * kElement;                // 8 columns
+};
+
+__device__ __forceinline__ uint4 load_streaming(const std::byte* p) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+__device__ __forceinline__ uint2 load_streaming8(const std::byte* p) {
+  uint2 v;
+  asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+
+#if __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void cluster_arrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void cluster_wait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+__device__ __forceinline__ float load_rank(const float* p, int rank) {
+  const auto local = static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  uint32_t remote;
+  float v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(remote));
+  return v;
+}
+__device__ __forceinline__ float2 load_rank2(const float* p, int rank) {
+  const auto local = static_cast<uint32_t>(__cvta_generic_to_shared(p));
+  uint32_t remote;
+  float2 v;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
+  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(remote));
+  return v;
+}
+#else
+__device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_wait() {}
+__device__ __forceinline__ float load_rank(const float* p, int) {
+  return *p;
+}
+__device__ __forceinline__ float2 load_rank2(const float* p, int) {
+  return *reinterpret_cast<const float2*>(p);
+}
+#endif
+
+// K and V of one tile in registers.
+template <int DIM, KvFormat F>
+struct Tile {
+  using S = Sizes<DIM, F>;
+  uint4 k[S::kKLoads];                   // the lane's key (g of the warp's 8), bytes 64 c + 16 t
+  uint32_t v[S::kSteps][4][S::kVWords];  // keys 4 t + i of a step, columns 8 g .. 8 g + 7 of the warp's span
+};
+
+template <int DIM, KvFormat F>
+struct Place {              // what a thread needs to find its keys
+  const std::byte* k_head;  // K of the KV head in page 0
+  size_t page_bytes;
+  size_t v_offset;       // from K to V of the same place
+  const int32_t* pages;  // shared memory: page of position 16 (first_page + i)
+  int first_page;
+  int end;     // keys from here on are not read
+  int newest;  // nor is this one
+
+  __device__ __forceinline__ const std::byte* row(int key) const {
+    const auto page = static_cast<size_t>(pages[(key >> 4) - first_page]);
+    return k_head + page * page_bytes + static_cast<size_t>(key & 15) * Sizes<DIM, F>::kRowBytes;
+  }
+  __device__ __forceinline__ bool holds(int key) const { return key < end && key != newest; }
+};
+
+template <int DIM, KvFormat F>
+__device__ __forceinline__ void load_k(Tile<DIM, F>& tile, const Place<DIM, F>& place, int tile_key, int warp,
+                                       int g, int t) {
+  const int key = tile_key + 8 * warp + g;
+  if (place.holds(key)) {
+    const std::byte* row = place.row(key) + 16 * t;
+#pragma unroll
+    for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) tile.k[c] = load_streaming(row + 64 * c);
+  } else {
+#pragma unroll
+    for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) tile.k[c] = make_uint4(0, 0, 0, 0);
+  }
+}
+
+template <int DIM, KvFormat F>
+__device__ __forceinline__ void load_v(Tile<DIM, F>& tile, const Place<DIM, F>& place, int tile_key, int span,
+                                       int key_group, int g, int t) {
+  using S = Sizes<DIM, F>;
+#pragma unroll
+  for (int s = 0; s < S::kSteps; ++s) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int key = tile_key + 16 * (key_group * S::kSteps + s) + 4 * t + i;
+      uint32_t(&v)[S::kVWords] = tile.v[s][i];
+      if (!place.holds(key)) {
+#pragma unroll
+        for (int w = 0; w < S::kVWords; ++w) v[w] = 0;
+        continue;
+      }
+      const std::byte* p = place.row(key) + place.v_offset + (64 * span + 8 * g) * S::kElement;
+      if constexpr (S::kVWords == 2) {
+        const uint2 x = load_streaming8(p);
+        v[0] = x.x, v[1] = x.y;
+      } else {
+        const uint4 x = load_streaming(p);
+        v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
+      }
+    }
+  }
+}
+
+// The newest position's K and V, from shared memory, into the registers of the lanes that hold its key.
+template <int DIM, KvFormat F>
+__device__ __forceinline__ void take_newest_k(Tile<DIM, F>& tile, const Shared<DIM>& shared, int tile_key,
+                                              int newest, int warp, int g, int t) {
+  if (tile_key + 8 * warp + g != newest) return;
+#pragma unroll
+  for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) {
+    tile.k[c] = *reinterpret_cast<const uint4*>(shared.newest_k + 64 * c + 16 * t);
+  }
+}
+template <int DIM, KvFormat F>
+__device__ __forceinline__ void take_newest_v(Tile<DIM, F>& tile, const Shared<DIM>& shared, int tile_key,
+                                              int newest, int span, int key_group, int g, int t) {
+  using S = Sizes<DIM, F>;
+#pragma unroll
+  for (int s = 0; s < S::kSteps; ++s) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (tile_key + 16 * (key_group * S::kSteps + s) + 4 * t + i != newest) continue;
+      const auto* p = reinterpret_cast<const uint32_t*>(shared.newest_v + (64 * span + 8 * g) * S::kElement);
+#pragma unroll
+      for (int w = 0; w < S::kVWords; ++w) tile.v[s][i][w] = p[w];
+    }
+  }
+}
+
+// Four consecutive values of query head `head` to their place among the A fragments. Which values share a
+// product's step follows from the bytes a lane loads of K: see scores().
+template <int DIM, KvFormat F>
+__device__ __forceinline__ void put_query4(Shared<DIM>& shared, int head, int index, const float (&x)[4]) {
+  Split a, b;
+  int step, t;
+  if constexpr (F == KvFormat::kF8E4M3) {
+    step = index / 64 * 4 + index / 4 % 4, t = index / 16 % 4;
+    a = split_bf16(x[0], x[2]), b = split_bf16(x[1], x[3]);
+  } else {
+    step = index / 32 * 2 + index / 4 % 2, t = index / 8 % 4;
+    a = split_bf16(x[0], x[1]), b = split_bf16(x[2], x[3]);
+  }
+  shared.q[step][4 * head + t] = make_uint4(a.hi, a.lo, b.hi, b.lo);
+}
+
+// Products of the group's queries with the warp's 8 keys: head g, keys 2 t and 2 t + 1.
+template <int DIM, KvFormat F>
+__device__ __forceinline__ void scores(const Shared<DIM>& shared, const Tile<DIM, F>& tile, int group,
+                                       int lane, float& s0, float& s1) {
+  float even[4] = {0, 0, 0, 0}, odd[4] = {0, 0, 0, 0};
+  const bool used = lane / 4 < group;
+#pragma unroll
+  for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) {
+    const uint32_t words[4] = {tile.k[c].x, tile.k[c].y, tile.k[c].z, tile.k[c].w};
+    constexpr int kStepsPerLoad = F == KvFormat::kF8E4M3 ? 4 : 2;
+#pragma unroll
+    for (int s = 0; s < kStepsPerLoad; ++s) {
+      const int step = c * kStepsPerLoad + s;
+      uint4 a = make_uint4(0, 0, 0, 0);
+      if (used) a = shared.q[step][lane];
+      uint32_t b0, b1;
+      if constexpr (F == KvFormat::kF8E4M3) {
+        b0 = bf16_of_upper_f8(words[s] << 8), b1 = bf16_of_upper_f8(words[s]);
+      } else {
+        b0 = words[2 * s], b1 = words[2 * s + 1];
+      }
+      mma_bf16(s % 2 == 0 ? even : odd, a, b0, b1);
+    }
+  }
+  s0 = (even[0] + odd[0]) + (even[2] + odd[2]);
+  s1 = (even[1] + odd[1]) + (even[3] + odd[3]);
+}
+
+// B fragments of columns 8 g + j of the span: keys 4 t, 4 t + 1 in b0, 4 t + 2, 4 t + 3 in b1.
+template <KvFormat F, int kWords>
+__device__ __forceinline__ void value_fragment(const uint32_t (&v)[4][kWords], int j, uint32_t& b0,
+                                               uint32_t& b1) {
+  if constexpr (F == KvFormat::kF8E4M3) {
+    const int byte = j % 4, word = j / 4;
+    const uint32_t pick = static_cast<uint32_t>(byte << 4 | (4 + byte) << 12);
+    b0 = bf16_of_upper_f8(__byte_perm(v[0][word], v[1][word], pick));
+    b1 = bf16_of_upper_f8(__byte_perm(v[2][word], v[3][word], pick));
+  } else {
+    const uint32_t pick = j % 2 == 0 ? 0x5410u : 0x7632u;
+    b0 = __byte_perm(v[0][j / 2], v[1][j / 2], pick);
+    b1 = __byte_perm(v[2][j / 2], v[3][j / 2], pick);
+  }
+}
+
+// RMS norm and RoPE of the group's queries, into fragments; the newest K and V, into their page and into
+// shared memory.
+template <int DIM, KvFormat F>
+__device__ __forceinline__ void prepare_rows(const DecodeAttention& p, Shared<DIM>& shared, int row,
+                                             int kv_head, int position, std::byte* newest_row,
+                                             size_t v_offset, int warp, int lane,
+                                             const HeadRotation<DIM>& rotation, const Head<DIM>& q_weight) {
+  const int group = p.shape.n_heads / p.shape.n_kv_heads;
+  const float* x = p.qkv + static_cast<size_t>(row) * p.qkv_stride;
+  const bool makes_newest = newest_row != nullptr && p.owns_kv && !p.prepared;
+  const int tasks = group + (makes_newest ? 2 : 0);
+  for (int task = warp; task < tasks; task += kWarps) {
+    Head<DIM> head;
+    if (task < group) {
+      head.load(x + (kv_head * group + task) * DIM, lane);
+      if (!p.prepared) {
+        head.norm(q_weight, p.norms.eps);
+        head.rotate(rotation);
+      }
+      head.for_fours(
+          lane, [&](int index, const float(&four)[4]) { put_query4<DIM, F>(shared, task, index, four); });
+      continue;
+    }
+    const bool is_k = task == group;
+    head.load(x + (p.shape.n_heads + (is_k ? 0 : p.shape.n_kv_heads) + kv_head) * DIM, lane);
+    Head<DIM> weight;
+    if (is_k) {
+      weight.load(p.norms.k, lane);
+    } else {
+      weight.fill(1.0f);
+    }
+    head.norm(weight, p.norms.eps);
+    if (is_k) head.rotate(rotation);
+    std::byte* global = newest_row + (is_k ? 0 : v_offset);
+    std::byte* local = is_k ? shared.newest_k : shared.newest_v;
+    const float scale = is_k ? p.kv.k_scale : p.kv.v_scale;
+    head.for_fours(lane, [&](int index, const float(&four)[4]) {
+      store_kv4<F>(global, index, four, scale);
+      store_kv4<F>(local, index, four, scale);
+    });
+  }
+  // Written by an earlier kernel: by now it is complete.
+  if (newest_row != nullptr && !makes_newest) {
+    constexpr int kWords = Sizes<DIM, F>::kRowBytes / 16;
+    for (int i = threadIdx.x; i < 2 * kWords; i += kThreads) {
+      const bool is_k = i < kWords;
+      const int word = is_k ? i : i - kWords;
+      const uint4 x16 = load_streaming(newest_row + (is_k ? 0 : v_offset) + 16 * word);
+      *reinterpret_cast<uint4*>((is_k ? shared.newest_k : shared.newest_v) + 16 * word) = x16;
+    }
+  }
+}
+
+// Adds what the blocks of a piece found, each rank for its share of the columns, and then what the pieces
+// found.
+template <int DIM, bool kClusters>
+__device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& shared,
+                                      const Workspace& workspace, int row, int kv_head, int rank, int piece,
+                                      int n_pieces) {
+  constexpr int kRanks = kRanksOf<kClusters>, kMaxPieces = kMaxPiecesOf<kClusters>;
+  constexpr int kColumns = DIM / kRanks, kGroups = Shared<DIM>::kKeyGroups;
+  const int group = p.shape.n_heads / p.shape.n_kv_heads;
+  const int64_t unit = int64_t{row} * p.shape.n_kv_heads + kv_head;
+  float* sums = workspace.sums + unit * kMaxPieces * group * DIM;
+  float2* stats = workspace.stats + unit * kMaxPieces * kRanks * group;
+  auto* out =
+      static_cast<__nv_bfloat162*>(p.out) + (int64_t{row} * p.shape.n_heads + kv_head * group) * (DIM / 2);
+  const int n = group * kColumns / 2;
+
+  for (int i = threadIdx.x; i < n; i += kThreads) {
+    const int head = i / (kColumns / 2);
+    const int column = rank * kColumns + 2 * (i % (kColumns / 2));
+    float max[kRanks], sum[kRanks][kGroups];
+    float2 o[kRanks][kGroups];
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      max[r] = load_rank(&shared.max[head], r);
+#pragma unroll
+      for (int k = 0; k < kGroups; ++k) {
+        sum[r][k] = load_rank(&shared.sum[k][head], r);
+        o[r][k] = load_rank2(&shared.out[k][head][column], r);
+      }
+    }
+    float top = max[0];
+#pragma unroll
+    for (int r = 1; r < kRanks; ++r) top = fmaxf(top, max[r]);
+    float total = 0;
+    float2 value = make_float2(0, 0);
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      const float weight = exp2f(max[r] - top);  // 0 for a block without keys
+#pragma unroll
+      for (int k = 0; k < kGroups; ++k) {
+        total = fmaf(weight, sum[r][k], total);
+        value.x = fmaf(weight, o[r][k].x, value.x);
+        value.y = fmaf(weight, o[r][k].y, value.y);
+      }
+    }
+    if (n_pieces == 1) {
+      const float scale = p.kv.v_scale / total;
+      out[(head * DIM + column) / 2] = __floats2bfloat162_rn(value.x * scale, value.y * scale);
+    } else {
+      __stcg(reinterpret_cast<float2*>(sums + (piece * group + head) * DIM + column), value);
+      if (i % (kColumns / 2) == 0)
+        __stcg(stats + (piece * kRanks + rank) * group + head, make_float2(top, total));
+    }
+  }
+  if (n_pieces == 1) return;
+
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    unsigned* counter = workspace.counters + unit * kRanks + rank;
+    const unsigned before = atomicAdd(counter, 1u);
+    if (before == static_cast<unsigned>(n_pieces - 1)) *counter = 0;
+    shared.arrived = before;
+  }
+  __syncthreads();
+  if (shared.arrived != static_cast<unsigned>(n_pieces - 1)) return;
+  __threadfence();
+
+  for (int i = threadIdx.x; i < n; i += kThreads) {
+    const int head = i / (kColumns / 2);
+    const int column = rank * kColumns + 2 * (i % (kColumns / 2));
+    float top = -INFINITY;
+#pragma unroll 8
+    for (int s = 0; s < n_pieces; ++s) top = fmaxf(top, __ldcg(stats + (s * kRanks + rank) * group + head).x);
+    float total = 0;
+    float2 value = make_float2(0, 0);
+#pragma unroll 8
+    for (int s = 0; s < n_pieces; ++s) {
+      const float2 stat = __ldcg(stats + (s * kRanks + rank) * group + head);
+      const float2 o = __ldcg(reinterpret_cast<const float2*>(sums + (s * group + head) * DIM + column));
+      const float weight = exp2f(stat.x - top);
+      total = fmaf(weight, stat.y, total);
+      value.x = fmaf(weight, o.x, value.x);
+      value.y = fmaf(weight, o.y, value.y);
+    }
+    const float scale = p.kv.v_scale / total;
+    out[(head * DIM + column) / 2] = __floats2bfloat162_rn(value.x * scale, value.y * scale);
+  }
+}
+
+template <int DIM, KvFormat F>
+constexpr int min_blocks() {
+  return DIM == 512 ? (F == KvFormat::kF8E4M3 ? 2 : 1) : (F == KvFormat::kF8E4M3 ? 3 : 2);
+}
+
+template <int DIM, KvFormat F, bool kClusters>
+__global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
+    decode_attention_kernel(const __grid_constant__ DecodeAttention p,
+                            const __grid_constant__ Workspace workspace) {
+  using S = Sizes<DIM, F>;
+  constexpr int kRanks = kRanksOf<kClusters>;
+  __shared__ Shared<DIM> shared;
+  extern __shared__ int32_t pages[];
+
+  const int row = blockIdx.z, kv_head = blockIdx.y;
+  const int rank = blockIdx.x % kRanks, piece = blockIdx.x / kRanks;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  const int span = warp % Shared<DIM>::kSpans, key_group = warp / Shared<DIM>::kSpans;
+  release_next_kernel();
+
+  const int position = p.rows.positions[row];
+  if (position < 0) return;
+  const int first = p.shape.window > 0 ? max(0, position - p.shape.window + 1) : 0;
+  const Cut cut = cut_keys<kClusters>(position + 1 - first);
+  if (piece >= cut.pieces) return;
+  const int begin = first + (piece * kRanks + rank) * cut.block_keys;
+  const int end = min(begin + cut.block_keys, position + 1);
+  const int n_tiles = begin < end ? (end - begin + kTileKeys - 1) / kTileKeys : 0;
+
+  Place<DIM, F> place;
+  {
+    const size_t head_bytes = size_t{16} * S::kRowBytes;
+    place.k_head = p.kv.data + kv_head * head_bytes;
+    place.v_offset = p.shape.n_kv_heads * head_bytes;
+    place.page_bytes = 2 * place.v_offset;
+    place.pages = pages;
+    place.first_page = begin >> 4;
+    place.end = end;
+    place.newest = position;
+  }
+  if (n_tiles > 0) {
+    const int32_t* table = p.kv.page_table + int64_t{p.rows.slots[row]} * p.kv.max_pages + place.first_page;
+    const int n_pages = ((end - 1) >> 4) - place.first_page + 1;
+    for (int i = threadIdx.x; i < n_pages; i += kThreads) pages[i] = table[i];
+  }
+  __syncthreads();
+
+  Tile<DIM, F> tile;
+  if (n_tiles > 0) {
+    load_k(tile, place, begin, warp, g, t);
+    load_v(tile, place, begin, span, key_group, g, t);
+  }
+  const int group = p.shape.n_heads / p.shape.n_kv_heads;
+  HeadRotation<DIM> rotation;
+  Head<DIM> q_weight;
+  if (!p.prepared && n_tiles > 0) {
+    rotation.set(p.rope, position, lane);
+    q_weight.load(p.norms.q, lane);
+  }
+  std::byte* newest_row =
+      end == position + 1 && n_tiles > 0 ? const_cast<std::byte*>(place.row(position)) : nullptr;
+
+  wait_for_previous_kernels();
+  if (n_tiles > 0) {
+    prepare_rows<DIM, F>(p, shared, row, kv_head, position, newest_row, place.v_offset, warp, lane, rotation,
+                         q_weight);
+  }
+  __syncthreads();
+
+  const float to_log2 = p.kv.k_scale * kLog2E;
+  float max = -INFINITY, sum = 0;  // of head g; sum over the lane's share of the key group
+  float out[8][4];
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[j][i] = 0;
+  }
+  for (int n = 0; n < n_tiles; ++n) {
+    const int tile_key = begin + n * kTileKeys, buffer = n % 2;
+    const bool more = n + 1 < n_tiles;
+    const bool has_newest = newest_row != nullptr && !more;
+    if (has_newest) take_newest_k(tile, shared, tile_key, position, warp, g, t);
+    float s0, s1;
+    scores(shared, tile, group, lane, s0, s1);
+    if (more) load_k(tile, place, tile_key + kTileKeys, warp, g, t);
+
+    const int key = tile_key + 8 * warp + 2 * t;
+    s0 = key < end ? s0 * to_log2 : -INFINITY;
+    s1 = key + 1 < end ? s1 * to_log2 : -INFINITY;
+    float warp_max = fmaxf(s0, s1);
+    warp_max = fmaxf(warp_max, __shfl_xor_sync(kAllLanes, warp_max, 1));
+    warp_max = fmaxf(warp_max, __shfl_xor_sync(kAllLanes, warp_max, 2));
+    const float base = warp_max == -INFINITY ? 0 : warp_max;
+    *reinterpret_cast<float2*>(&shared.p[buffer][g][8 * warp + 2 * t]) =
+        make_float2(exp2f(s0 - base), exp2f(s1 - base));
+    if (t == 0) shared.warp_max[buffer][g][warp] = warp_max;
+    __syncthreads();
+
+    if (has_newest) take_newest_v(tile, shared, tile_key, position, span, key_group, g, t);
+    float maxes[kWarps];
+#pragma unroll
+    for (int w = 0; w < kWarps; w += 4) {
+      const float4 m = *reinterpret_cast<const float4*>(&shared.warp_max[buffer][g][w]);
+      maxes[w] = m.x, maxes[w + 1] = m.y, maxes[w + 2] = m.z, maxes[w + 3] = m.w;
+    }
+    float new_max = max;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) new_max = fmaxf(new_max, maxes[w]);
+    const float shrink = exp2f(max - new_max);  // a tile has a key, so new_max is a number
+    max = new_max;
+    sum *= shrink;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[j][i] *= shrink;
+    }
+#pragma unroll
+    for (int s = 0; s < S::kSteps; ++s) {
+      const int step = key_group * S::kSteps + s;
+      float4 x = *reinterpret_cast<const float4*>(&shared.p[buffer][g][16 * step + 4 * t]);
+      const float scale = exp2f(shared.warp_max[buffer][g][2 * step + t / 2] - max);
+      x.x *= scale, x.y *= scale, x.z *= scale, x.w *= scale;
+      sum += (x.x + x.y) + (x.z + x.w);
+      const Split a = split_bf16(x.x, x.y), b = split_bf16(x.z, x.w);
+      const uint4 rows = g < group ? make_uint4(a.hi, a.lo, b.hi, b.lo) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        uint32_t b0, b1;
+        value_fragment<F>(tile.v[s], j, b0, b1);
+        mma_bf16(out[j], rows, b0, b1);
+      }
+    }
+    if (more) load_v(tile, place, tile_key + kTileKeys, span, key_group, g, t);
+  }
+
+  sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  sum += __shfl_xor_sync(kAllLanes, sum, 2);
+  __syncthreads();  // the queries' place is taken for the results
+  if (g < group) {
+    if (t == 0 && span == 0) {
+      shared.sum[key_group][g] = sum;
+      if (key_group == 0) shared.max[g] = max;
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {  // columns 16 t + j and 16 t + 8 + j of the span
+      float* o = &shared.out[key_group][g][64 * span + 16 * t + 8 * half];
+#pragma unroll
+      for (int j = 0; j < 8; j += 4) {
+        *reinterpret_cast<float4*>(o + j) =
+            make_float4(out[j][half] + out[j][2 + half], out[j + 1][half] + out[j + 1][2 + half],
+                        out[j + 2][half] + out[j + 2][2 + half], out[j + 3][half] + out[j + 3][2 + half]);
+      }
+    }
+  }
+  if constexpr (kClusters) {
+    cluster_arrive();
+    cluster_wait();
+  } else {
+    __syncthreads();
+  }
+  merge<DIM, kClusters>(p, shared, workspace, row, kv_head, rank, piece, cut.pieces);
+  if constexpr (kClusters) {
+    cluster_arrive();  // nobody leaves while its results are being read
+    cluster_wait();
+  }
+}
+
+struct WorkspaceBytes {
+  size_t counters, sums, stats;
+};
+template <bool kClusters>
+WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
+  const size_t heads = static_cast<size_t>(max_rows) * static_cast<size_t>(shape.n_heads);
+  const size_t pieces = heads * kMaxPiecesOf<kClusters>;
+  return {.counters = (heads * kRanksOf<kClusters> * sizeof(unsigned) + 255) / 256 * 256,
+          .sums = pieces * static_cast<size_t>(shape.head_dim) * sizeof(float),
+          .stats = pieces * kRanksOf<kClusters> * sizeof(float2)};
+}
+
+template <int DIM, KvFormat F, bool kClusters>
+cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
+  const int keys = p.shape.window > 0 ? std::min(p.shape.window, p.max_context) : p.max_context;
+  const Cut cut = cut_keys<kClusters>(keys);
+  const WorkspaceBytes sizes = workspace_bytes<kClusters>(p.shape, p.workspace_rows);
+  auto* bytes = static_cast<std::byte*>(p.workspace);
+  const Workspace workspace = {.counters = reinterpret_cast<unsigned*>(bytes),
+                               .sums = reinterpret_cast<float*>(bytes + sizes.counters),
+                               .stats = reinterpret_cast<float2*>(bytes + sizes.counters + sizes.sums)};
+
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(most_pieces<kClusters>(keys) * kRanksOf<kClusters>),
+                        static_cast<unsigned>(p.shape.n_kv_heads), static_cast<unsigned>(p.rows.n));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = sizeof(int32_t) * static_cast<size_t>(cut.block_keys / 16 + 1);
+  config.stream = stream;
+  cudaLaunchAttribute attributes[2];
+  config.attrs = attributes;
+  if constexpr (kClusters) {
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {8, 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config.numAttrs = 2;
+  }
+  return cudaLaunchKernelEx(&config, decode_attention_kernel<DIM, F, kClusters>, p, workspace);
+}
+
+template <bool kClusters>
+cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
+  const bool f8 = p.kv.format == KvFormat::kF8E4M3;
+  if (p.shape.head_dim == 256) {
+    return f8 ? launch<256, KvFormat::kF8E4M3, kClusters>(p, stream)
+              : launch<256, KvFormat::kBF16, kClusters>(p, stream);
+  }
+  return f8 ? launch<512, KvFormat::kF8E4M3, kClusters>(p, stream)
+            : launch<512, KvFormat::kBF16, kClusters>(p, stream);
+}
+
+}  // namespace
+
+size_t decode_attention_workspace(const AttentionShape& shape, int max_rows, AttentionDesign design) {
+  const WorkspaceBytes sizes = design == AttentionDesign::kSm90 ? workspace_bytes<true>(shape, max_rows)
+                                                                : workspace_bytes<false>(shape, max_rows);
+  return sizes.counters + sizes.sums + sizes.stats;
+}
+
+cudaError_t launch_decode_attention(const DecodeAttention& attention, AttentionDesign design,
+                                    cudaStream_t stream) {
+  const AttentionShape& shape = attention.shape;
+  const int group = shape.n_kv_heads > 0 ? shape.n_heads / shape.n_kv_heads : 0;
+  const bool known = (shape.head_dim == 256 || shape.head_dim == 512) && group >= 1 && group <= kMaxGroup &&
+                     group * shape.n_kv_heads == shape.n_heads && attention.max_context > 0 &&
+                     attention.rows.n <= attention.workspace_rows;
+  if (!known) return cudaErrorInvalidValue;
+  if (attention.rows.n == 0) return cudaSuccess;
+  return design == AttentionDesign::kSm90 ? launch<true>(attention, stream)
+                                          : launch<false>(attention, stream);
+}
+
+}  // namespace jewel::cuda
