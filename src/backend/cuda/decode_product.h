@@ -18,6 +18,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define JEWEL_HOST_DEVICE __host__ __device__
+#else
+#define JEWEL_HOST_DEVICE
+#endif
+
 namespace jewel::cuda {
 
 enum class TileFormat : uint8_t { kF8E4M3, kBF16 };
@@ -39,7 +45,7 @@ constexpr int product_splits(int k) {
 }
 
 // Where element (row, k) of an activation [rows, k] stands in slot order.
-constexpr int64_t slot_order(int row, int k, int rows) {
+JEWEL_HOST_DEVICE constexpr int64_t slot_order(int row, int k, int rows) {
   const int k32 = k % 32, in_lane = k32 / 16 * 4 + (k32 % 4 == 1 ? 2 : k32 % 4 == 2 ? 1 : k32 % 4);
   return (int64_t{k / 32} * rows + row) * 32 + k32 % 16 / 4 * 8 + in_lane;
 }

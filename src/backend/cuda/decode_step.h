@@ -44,7 +44,8 @@ struct DecodeBuffers {
   void* x = nullptr;           // BF16 [rows, hidden]
   void* wide = nullptr;        // BF16 [rows, widest intermediate]
   void* ple_mid = nullptr;     // BF16 [rows, P]
-  void* attention_workspace = nullptr;
+  void* attention_workspace = nullptr;  // decode_attention_workspace() of attention_workspace_rows rows
+  int attention_workspace_rows = 0;
 };
 
 struct DecodeStep {

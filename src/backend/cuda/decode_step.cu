@@ -1,0 +1,128 @@
+#include "backend/cuda/decode_step.h"
+
+namespace jewel::cuda {
+namespace {
+
+// Enqueues one after another and remembers the first error.
+class Chain {
+ public:
+  Chain(const DecodeStep& step, cudaStream_t stream) : s_(step), b_(step.buffers), stream_(stream) {
+    pending_.h = b_.h[0];
+    pending_.eps = s_.eps;
+  }
+
+  void layer(const DecodeLayer& l, const float* ple) {
+    normed(l.qkv, l.input_norm, ProductOut::kF32, b_.qkv);
+    attend(l);
+    const int width = l.attention.n_heads * l.attention.head_dim;
+    plain(l.o, b_.attended, XOrder::kNatural, b_.y, width);
+    owe(l.o, l.post_attention_norm, 1);
+    normed(l.gate_up, l.pre_feedforward_norm, ProductOut::kGatedUp, b_.wide);
+    plain(l.down, b_.wide, XOrder::kSlots, b_.y, l.gate_up.n / 2);
+    if (l.ple_gate.n == 0) {
+      owe(l.down, l.post_feedforward_norm, l.layer_scalar);
+      return;
+    }
+    owe(l.down, l.post_feedforward_norm, 1);
+    normed(l.ple_gate, nullptr, ProductOut::kGatedPle, b_.ple_mid, ple);
+    plain(l.ple_up, b_.ple_mid, XOrder::kSlots, b_.y, l.ple_gate.n);
+    owe(l.ple_up, l.post_ple_norm, l.layer_scalar);
+  }
+
+  void head() { normed(s_.head, s_.final_norm, ProductOut::kLogits, s_.logits); }
+
+  // The residual stream with nothing owed to it.
+  float* settle() {
+    if (pending_.y != nullptr) {
+      pending_.pre_norm = nullptr;
+      keep(launch_residual_norm(pending_, s_.rows.n, s_.hidden, nullptr, !s_.portable, stream_));
+      paid();
+    }
+    return b_.h[current_];
+  }
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  void keep(cudaError_t error) {
+    if (error_ == cudaSuccess) error_ = error;
+  }
+
+  // The update of the residual stream is left to whoever norms it next.
+  void owe(const TiledWeight& w, const float* norm, float scale) {
+    pending_.y = b_.y;
+    pending_.y_parts = product_splits(w.k);
+    pending_.post_norm = norm;
+    pending_.scale = scale;
+    pending_.h_out = b_.h[1 - current_];
+  }
+  void paid() {
+    current_ = 1 - current_;
+    pending_.h = b_.h[current_];
+    pending_.y = nullptr;
+  }
+
+  void normed(const TiledWeight& w, const float* norm, ProductOut kind, void* out, const float* ple = nullptr) {
+    pending_.pre_norm = norm;
+    keep(launch_decode_product({.w = w,
+                                .rows = s_.rows.n,
+                                .norm = pending_,
+                                .x_scratch = b_.x,
+                                .out_kind = kind,
+                                .out = out,
+                                .ple = ple,
+                                .ple_stride = s_.per_layer_stride,
+                                .cap = s_.softcap,
+                                .portable = s_.portable},
+                               stream_));
+    if (pending_.y != nullptr) paid();
+  }
+
+  void plain(const TiledWeight& w, const void* x, XOrder order, float* out, int k) {
+    if (w.k != k) keep(cudaErrorInvalidValue);
+    keep(launch_decode_product(
+        {.w = w, .rows = s_.rows.n, .x = x, .x_order = order, .out = out, .portable = s_.portable}, stream_));
+  }
+
+  void attend(const DecodeLayer& l) {
+    const DecodeAttention attention{.shape = l.attention,
+                                    .kv = l.kv,
+                                    .rope = l.rope,
+                                    .norms = l.head_norms,
+                                    .rows = s_.rows,
+                                    .qkv = b_.qkv,
+                                    .qkv_stride = l.qkv.n,
+                                    .owns_kv = l.owns_kv,
+                                    .max_context = s_.max_context,
+                                    .out = b_.attended,
+                                    .workspace = b_.attention_workspace,
+                                    .workspace_rows = b_.attention_workspace_rows};
+    keep(launch_decode_attention(attention, s_.attention_design, stream_));
+  }
+
+  const DecodeStep& s_;
+  const DecodeBuffers& b_;
+  cudaStream_t stream_;
+  ResidualNorm pending_;
+  int current_ = 0;
+  cudaError_t error_ = cudaSuccess;
+};
+
+}  // namespace
+
+cudaError_t launch_decode_step(const DecodeStep& step, cudaStream_t stream, float** h_end) {
+  Chain chain(step, stream);
+  const float* ple = step.per_layer_inputs;
+  for (const DecodeLayer& layer : step.layers) {
+    chain.layer(layer, ple);
+    if (ple != nullptr) ple += layer.ple_gate.n;
+  }
+  if (step.head.n > 0) {
+    chain.head();
+  } else if (float* h = chain.settle(); h_end != nullptr) {
+    *h_end = h;
+  }
+  return chain.error();
+}
+
+}  // namespace jewel::cuda
