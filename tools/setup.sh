@@ -23,6 +23,9 @@ libboost-json1.81-dev  lib:libboost_json.a   src/model, src/checkpoint, src/text
 libfmt-dev             inc:fmt/core.h        messages everywhere
 libspdlog-dev          inc:spdlog/spdlog.h   src/base/log
 libcli11-dev           inc:CLI/CLI.hpp       src/cli: flags
+libcurl4-openssl-dev   inc:curl/curl.h       src/hub: downloads (opened at run time)
+libssl-dev             lib:libcrypto.a       SHA-256 of prefixes and downloads; TLS
+libyaml-cpp-dev        lib:libyaml-cpp.a     src/server: --config files
 libjpeg62-turbo-dev    lib:libjpeg.a         src/image: JPEG
 libgtest-dev           lib:libgtest.a        tests
 libgmock-dev           lib:libgmock.a        tests
@@ -65,7 +68,7 @@ proven() {
   local name=${1#*:} file
   case $1 in
     cmd:*) command -v "$name" >/dev/null && return ;;
-    inc:*) for file in /usr/include/"$name" /usr/local/include/"$name"; do [ -e "$file" ] && return; done ;;
+    inc:*) for file in /usr/include/"$name" /usr/include/*-linux-gnu/"$name" /usr/local/include/"$name"; do [ -e "$file" ] && return; done ;;
     lib:*) for file in /usr/lib/*-linux-gnu/"$name" /usr/lib/"$name" /usr/lib64/"$name" /usr/local/lib*/"$name"; do
              [ -e "$file" ] && return
            done ;;
