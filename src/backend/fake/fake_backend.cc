@@ -86,8 +86,13 @@ FakeBackend::FakeBackend(FakeOptions options, FakeFaults faults)
       slots_(static_cast<size_t>(options_.max_slots)) {
   sliding_->type = LayerType::kSliding;
   info_.name = "fake";
-  info_.full_page_bytes = sizeof(Entry) * kPageTokens;
-  info_.sliding_page_bytes = sizeof(Entry) * kPageTokens;
+  info_.full_page_bytes = info_.sliding_page_bytes = sizeof(Entry) * kPageTokens;
+  copies_ = options_.full_page_bytes == 0 && options_.sliding_page_bytes == 0;
+  JEWEL_CHECK(copies_ || !options_.check, "pages of other sizes hold nothing that could be checked");
+  if (!copies_) {
+    info_.full_page_bytes = options_.full_page_bytes;
+    info_.sliding_page_bytes = options_.sliding_page_bytes;
+  }
   info_.max_slots = options_.max_slots;
   info_.max_step_tokens = options_.max_step_tokens;
 }
@@ -128,9 +133,10 @@ Result<void> FakeBackend::allocate_kv(const KvSizes& sizes) {
     return unavailable(fmt::format("fake: no memory for {} full and {} sliding pages", sizes.n_full_pages,
                                    sizes.n_sliding_pages));
   }
-  // Without checks no page is ever looked at, except by read_pages and write_pages.
-  full_->allocate(sizes.n_full_pages);
-  sliding_->allocate(sizes.n_sliding_pages);
+  if (copies_) {
+    full_->allocate(sizes.n_full_pages);
+    sliding_->allocate(sizes.n_sliding_pages);
+  }
   return {};
 }
 
@@ -448,9 +454,9 @@ void FakeBackend::submit(std::span<const StepChunk> chunks) {
   for (const StepChunk& chunk : chunks) {
     if (good) run_chunk(chunk, step.failed, step.result);
     const int n = chunk.n_tokens();
-    work.context_tokens += int64_t{n} * chunk.position + int64_t{n} * (n + 1) / 2;
     if (chunk.phase == Phase::kDecode) {
       ++work.decode_rows;
+      work.decode_context_tokens += chunk.position + 1;
     } else {
       work.prefill_tokens += n;
       ++work.prefill_chunks;
@@ -499,16 +505,27 @@ Result<StepResult> FakeBackend::collect() {
   return unavailable(fmt::format("fake: the device failed in step {}", step.number));
 }
 
+// A copy waits for the steps before it, and the host waits for the copy.
+void FakeBackend::spend_copy(size_t bytes) {
+  if (!options_.copy_cost) return;
+  const double end_s = std::max(device_free_s_, now_seconds()) + options_.copy_cost(bytes);
+  device_free_s_ = end_s;
+  if (options_.time == FakeOptions::Time::kSleep)
+    std::this_thread::sleep_for(std::chrono::duration<double>(end_s - now_seconds()));
+  now_s_ = std::max(now_s_, end_s);
+}
+
 Result<void> FakeBackend::read_pages(LayerType type, std::span<const PageId> pages,
                                      std::span<std::byte> out) {
   if (faults_.read_pages.contains(read_calls_++)) return unavailable("fake: pages cannot be read");
   Pool& from = pool(type);
-  const size_t bytes = info_.full_page_bytes;
+  const size_t bytes = page_bytes(type);
   if (out.size() != pages.size() * bytes) {
     violate("read_pages: {} bytes for {} pages of {}", out.size(), pages.size(), bytes);
     return {};
   }
-  for (size_t i = 0; i < pages.size(); ++i) {
+  spend_copy(out.size());
+  for (size_t i = 0; copies_ && i < pages.size(); ++i) {
     if (pages[i] < 0 || pages[i] >= from.n_pages) {
       violate("read_pages: {} page {} of {}", from.name(), pages[i], from.n_pages);
       return {};
@@ -525,12 +542,13 @@ Result<void> FakeBackend::write_pages(LayerType type, std::span<const PageId> pa
                                       std::span<const std::byte> in) {
   if (faults_.write_pages.contains(write_calls_++)) return unavailable("fake: pages cannot be written");
   Pool& to = pool(type);
-  const size_t bytes = info_.full_page_bytes;
+  const size_t bytes = page_bytes(type);
   if (in.size() != pages.size() * bytes) {
     violate("write_pages: {} bytes for {} pages of {}", in.size(), pages.size(), bytes);
     return {};
   }
-  for (size_t i = 0; i < pages.size(); ++i) {
+  spend_copy(in.size());
+  for (size_t i = 0; copies_ && i < pages.size(); ++i) {
     if (pages[i] < 0 || pages[i] >= to.n_pages) {
       violate("write_pages: {} page {} of {}", to.name(), pages[i], to.n_pages);
       return {};

@@ -43,9 +43,9 @@ struct StepWork {
   int decode_rows = 0;
   int prefill_tokens = 0;
   int prefill_chunks = 0;
-  int images = 0;              // encoded since the last step
-  int image_soft_tokens = 0;   // of those images
-  int64_t context_tokens = 0;  // positions that the step's rows attend to in full layers, summed over rows
+  int images = 0;                     // encoded since the last step
+  int image_soft_tokens = 0;          // of those images
+  int64_t decode_context_tokens = 0;  // positions that decode rows attend to in full layers
 };
 
 struct FakeOptions {
@@ -66,6 +66,11 @@ struct FakeOptions {
   enum class Time : uint8_t { kNone, kVirtual, kSleep };
   Time time = Time::kNone;
   std::function<double(const StepWork&)> step_cost;  // seconds
+  std::function<double(size_t)> copy_cost;  // seconds for read_pages and write_pages of that many bytes
+  // What info() says of a page, where the books should count another model's bytes (no checks then, and
+  // copies move nothing). 0: what the fake really holds.
+  size_t full_page_bytes = 0;
+  size_t sliding_page_bytes = 0;
 };
 
 // Faults, by the number of the call that fails (0 = first since construction).
@@ -133,6 +138,10 @@ class FakeBackend : public Backend {
     report_violation(fmt::format(format, std::forward<Args>(args)...));
   }
   void report_violation(std::string message);
+  size_t page_bytes(LayerType type) const {
+    return type == LayerType::kFull ? info_.full_page_bytes : info_.sliding_page_bytes;
+  }
+  void spend_copy(size_t bytes);
 
   Pool& pool(LayerType type) { return type == LayerType::kFull ? *full_ : *sliding_; }
   Slot* live_slot(SlotId slot);
@@ -163,6 +172,7 @@ class FakeBackend : public Backend {
   double now_s_ = 0;          // the host's clock under kVirtual
   double device_free_s_ = 0;  // when the last submitted step ends
   std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+  bool copies_ = true;  // pages hold bytes
   std::string violation_;
 };
 
