@@ -47,6 +47,14 @@ Result<void> check_budget(const SoftTokenBudget& budget) {
   return {};
 }
 
+int auto_budget(int height, int width, int patch_size, int pooling_kernel_size) {
+  const int64_t step = int64_t{patch_size} * pooling_kernel_size;
+  for (const int budget : kSoftTokenBudgets) {
+    if (int64_t{height} * width <= budget * step * step) return budget;
+  }
+  return kSoftTokenBudgets[std::size(kSoftTokenBudgets) - 1];
+}
+
 Result<TargetSize> target_size(int height, int width, const SoftTokenBudget& budget) {
   JEWEL_TRY(check_budget(budget));
   if (height < 1 || width < 1) {

@@ -21,6 +21,11 @@ struct SoftTokenBudget {
 // The budgets the model was trained with; the reference refuses all others.
 inline constexpr int kSoftTokenBudgets[] = {70, 140, 280, 560, 1120};
 
+// In place of a budget: the smallest one that does not scale the image down (but for rounding to whole soft
+// tokens), the largest where all do.
+inline constexpr int kAutoBudget = -1;
+int auto_budget(int height, int width, int patch_size, int pooling_kernel_size);
+
 struct TargetSize {
   int height = 0;  // pixels, a multiple of patch_size · pooling_kernel_size
   int width = 0;   // likewise

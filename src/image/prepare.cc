@@ -12,9 +12,13 @@ namespace jewel {
 
 Result<PreparedImage> prepare_image(std::span<const uint8_t> bytes, int max_soft_tokens,
                                     const ImageLimits& limits, const VisionConfig& config) {
-  const SoftTokenBudget budget{max_soft_tokens, config.patch_size, config.pooling_kernel_size};
-  JEWEL_TRY(check_budget(budget));  // before the work of decoding
+  SoftTokenBudget budget{max_soft_tokens, config.patch_size, config.pooling_kernel_size};
+  if (max_soft_tokens != kAutoBudget) JEWEL_TRY(check_budget(budget));  // before the work of decoding
   JEWEL_ASSIGN(RgbImage image, decode_image(bytes, limits));
+  if (max_soft_tokens == kAutoBudget) {
+    budget.max_soft_tokens =
+        auto_budget(image.height, image.width, config.patch_size, config.pooling_kernel_size);
+  }
   JEWEL_ASSIGN(const TargetSize size, target_size(image.height, image.width, budget));
   const int longest = std::max(size.height, size.width) / config.patch_size;
   if (longest > config.position_embedding_size) {

@@ -21,6 +21,7 @@ struct PreparedImage {
   int original_width = 0;
 };
 
+// `max_soft_tokens`: one of kSoftTokenBudgets, or kAutoBudget.
 // Errors are decode_image's and target_size's (a wrong max_soft_tokens names that field), and kInvalid for a
 // shape that needs a coordinate beyond the model's position table.
 Result<PreparedImage> prepare_image(std::span<const uint8_t> bytes, int max_soft_tokens,

@@ -154,6 +154,10 @@ void OutputParser::text(const std::string& piece) {
 }
 
 void OutputParser::content(const std::string& piece) {
+  if (keep_white_space_) {
+    emit(OutputEvent::Kind::kContent, piece);
+    return;
+  }
   std::string all = std::exchange(held_, {}) + piece;
   if (after_call_) {
     all.erase(0, std::min(all.find_first_not_of(kWhiteSpace), all.size()));

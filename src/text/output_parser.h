@@ -64,6 +64,10 @@ class OutputParser {
   std::vector<OutputEvent> push(int32_t id);
   std::vector<OutputEvent> finish();  // the output ended; nothing may be pushed afterwards
 
+  // White space next to tool calls is content too, and nothing of it is held back: for whoever looks for
+  // "\n" as a stop text. Before the first push().
+  void keep_white_space() { keep_white_space_ = true; }
+
   bool in_reasoning() const { return state_ == State::kLabel || state_ == State::kReasoning; }
 
  private:
@@ -90,6 +94,7 @@ class OutputParser {
   bool call_started_ = false;
   bool after_call_ = false;  // white space is dropped until content begins again
   int calls_ = 0;
+  bool keep_white_space_ = false;
 };
 
 }  // namespace jewel

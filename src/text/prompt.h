@@ -59,6 +59,11 @@ class PromptBuilder {
 
   Result<Prompt> raw(std::string_view text, std::span<const int> image_tokens) const;
 
+  // Ids as they are, but for the places of images.
+  Result<Prompt> from_ids(std::span<const int32_t> ids, std::span<const int> image_tokens) const {
+    return put_images(ids, image_tokens);
+  }
+
  private:
   PromptBuilder() = default;
   Result<std::string> render_protected(const boost::json::array& messages, const boost::json::array& tools,

@@ -71,6 +71,7 @@ class Tokenizer {
   const std::vector<std::string>& special_tokens() const { return special_texts_; }
 
  private:
+  friend class GrammarCompiler;  // builds its trie from the same handle
   struct Close {
     void operator()(tk_tokenizer* handle) const;
   };

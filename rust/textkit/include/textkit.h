@@ -1,4 +1,5 @@
-// textkit: the C border of the Rust static library (rust/textkit): tokenizer, chat template, image decoding.
+// textkit: the C border of the Rust static library (rust/textkit): tokenizer, chat template, grammars, image
+// decoding.
 //
 // Rules that hold for every function:
 // - Inputs are pointer + length. Nothing is NUL-terminated, embedded NULs are data. (NULL, 0) is the empty
@@ -87,6 +88,39 @@ void tk_template_free(tk_template* chat_template);  // NULL is allowed
 // prints, in seconds since 1970. TK_TOO_LARGE when the rendering takes too many steps.
 int32_t tk_template_render(const tk_template* chat_template, const uint8_t* variables, size_t size,
                            int64_t now, tk_buffer* text, tk_buffer* error);
+
+// ---- grammars (src/grammar.rs)
+// ---------------------------------------------------------------------------------------
+
+// What every id prints, as a trie; made once per model, used by many threads at once.
+typedef struct tk_vocabulary tk_vocabulary;
+
+// `vocab_size`: of the model, at least the tokenizer's. `stops`: the ids that may follow a complete answer.
+int32_t tk_vocabulary_new(const tk_tokenizer* tokenizer, size_t vocab_size, const uint32_t* stops,
+                          size_t n_stops, tk_vocabulary** out, tk_buffer* error);
+void tk_vocabulary_free(tk_vocabulary* vocabulary);  // NULL is allowed
+
+// Where one sequence stands in a grammar. One thread at a time uses a matcher, whichever it is.
+typedef struct tk_matcher tk_matcher;
+
+// What the text is: a JSON schema; a regular expression for the whole answer (Rust's syntax, no look-around);
+// a grammar in llguidance's dialect of Lark, with <[48]> for token 48.
+enum { TK_GRAMMAR_JSON_SCHEMA = 1, TK_GRAMMAR_REGEX = 2, TK_GRAMMAR_LARK = 3 };
+
+// At the grammar's start. Time and memory are bounded (TK_INVALID says which bound); `vocabulary` may be
+// freed before the matcher.
+int32_t tk_matcher_new(const tk_vocabulary* vocabulary, int32_t kind, const uint8_t* text, size_t size,
+                       tk_matcher** out, tk_buffer* error);
+// A matcher of its own that stands at the same place; several threads may clone one that nobody moves.
+int32_t tk_matcher_clone(const tk_matcher* matcher, tk_matcher** out, tk_buffer* error);
+void tk_matcher_free(tk_matcher* matcher);  // NULL is allowed
+
+// The ids that may come next: bit id % 32 of word id / 32, (vocab_size + 31) / 32 words.
+int32_t tk_matcher_mask(tk_matcher* matcher, uint32_t* words, size_t n_words, tk_buffer* error);
+// Moves on by one id. TK_INVALID when the grammar does not allow it; the matcher is then of no more use.
+int32_t tk_matcher_push(tk_matcher* matcher, uint32_t id, tk_buffer* error);
+// 1: the answer may end here.
+int32_t tk_matcher_accepts(tk_matcher* matcher);
 
 // ---- images (src/image.rs)
 // ------------------------------------------------------------------------------------------

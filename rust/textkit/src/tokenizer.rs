@@ -306,6 +306,22 @@ fn table(tokenizer: &Tokenizer) -> Result<Table> {
     Ok(table)
 }
 
+/// What every id prints, as the grammars' trie wants it: nothing for a hole, and a special token's name behind a byte that no
+/// text holds, so that text never matches it.
+pub fn words(handle: &Handle) -> Result<Vec<Vec<u8>>> {
+    let table = table(&handle.tokenizer)?;
+    let mut begin = 0;
+    let word = |(&end, &kind): (&u32, &u8)| {
+        let piece = &table.pieces[std::mem::replace(&mut begin, end as usize)..end as usize];
+        match kind {
+            HOLE => Vec::new(),
+            _ if kind & SPECIAL != 0 => [&[0xff], piece].concat(),
+            _ => piece.to_vec(),
+        }
+    };
+    Ok(table.ends.iter().zip(&table.kinds).map(word).collect())
+}
+
 /// The reference's own test for a byte token, `<0xHH>`.
 fn byte_token(token: &str) -> Option<u8> {
     if token.len() == 6 && token.starts_with("<0x") && token.ends_with('>') {
