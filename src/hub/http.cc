@@ -87,7 +87,8 @@ class Transfer {
     set(CURLOPT_LOW_SPEED_TIME, static_cast<long>(request.stall_timeout_s));
     set(CURLOPT_BUFFERSIZE, 512L << 10);
     if (request.head) set(CURLOPT_NOBODY, 1L);
-    if (request.first_byte > 0) set(CURLOPT_RESUME_FROM_LARGE, static_cast<curl_off_t>(request.first_byte));
+    // Not RESUME_FROM: that makes an error of a server that sends the whole file.
+    if (request.first_byte > 0) set(CURLOPT_RANGE, fmt::format("{}-", request.first_byte).c_str());
     set(CURLOPT_HEADERFUNCTION, &Transfer::on_header);
     set(CURLOPT_HEADERDATA, this);
     set(CURLOPT_WRITEFUNCTION, &Transfer::on_body);
