@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
   const jewel::Command run = jewel::add_run_command(app);
   const jewel::Command inspect = jewel::add_inspect_command(app);
   const jewel::Command quantize = jewel::add_quantize_command(app);
+  const jewel::Command pull = jewel::add_pull_command(app);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -63,5 +64,6 @@ int main(int argc, char** argv) {
   }
   if (app.got_subcommand("run")) return run();
   if (app.got_subcommand("quantize")) return quantize();
+  if (app.got_subcommand("pull")) return pull();
   return inspect();
 }
