@@ -1,0 +1,393 @@
+// The large product on sm_90a: one kernel template, instantiated in prefill_product_{w8a16,w16a16,w8a8}.cu.
+//
+//   out[token, o] = W x: wgmma with the operands swapped. A = 64 rows of weights in registers, B = tokens in
+//   shared memory, D = 64 outputs x kTokens, FP32 in registers.
+//
+//   block     two consumer warpgroups (64 outputs each) and a producer warp; 128 outputs x kTokens tokens a
+//   tile cluster   two blocks with neighbouring outputs and the same tokens: each loads half of the tokens'
+//   box for both stage     128 bytes of each token's row (64 BF16 or 128 E4M3 columns) by TMA with 128-byte
+//   swizzle, and the same
+//             columns of 8 fragment tiles of weights, which are contiguous (1 or 2 KB each), by bulk copies
+//   weights   a lane's fragment is one 16-byte load from shared memory for 32 columns of E4M3, widened to
+//   BF16 in
+//             registers while the previous wgmma runs
+//   epilogue  through 16 KB of shared memory of each warpgroup, 32 tokens at a time. The warpgroups share
+//   stages but
+//             not their pace: while one stores, the other uses the tensor cores up to kStages ahead
+//   order     tiles of all outputs for about 2,048 tokens, then the next 2,048: a wave of 66 clusters reads
+//   each weight
+//             and each token's columns from memory once
+//
+// A sum is a chain of wgmma steps over K in order; kTokens does not enter it (tested), so the host may choose
+// kTokens by the number of tokens. With kPromote (FP8 x FP8) the tensor cores' partial sums, which keep about
+// 14 bits, are added to FP32 registers every 128 columns.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "backend/cuda/prefill_product.h"
+#include "backend/cuda/prefill_ptx.h"
+#include "backend/cuda/prefill_values.h"
+
+namespace jewel::cuda {
+
+enum class ProductKind : uint8_t { kW8A16, kW16A16, kW8A8 };
+
+struct ProductTask {
+  const std::byte* tiles;
+  int out, in;                 // N, K
+  int rows;                    // tokens
+  int out_pairs, token_tiles;  // tiles: pairs of 128 outputs x token tiles
+  int group;                   // token tiles that are walked together
+  const float* row_scale;
+  const float2* row_clamp;
+  const float* x_scale;
+  ProductOut form;
+  void* result;
+  int64_t result_stride;
+  const float* factor;
+  int64_t factor_stride;
+  float out_min, out_max;
+};
+
+template <ProductKind kKind, int kTokens_, bool kPromote_>
+struct ProductTile {
+  static constexpr int kTokens = kTokens_;
+  static constexpr bool kPromote = kPromote_;
+  static constexpr bool kFp8 = kKind == ProductKind::kW8A8;
+  static constexpr int kStageColumns = kFp8 ? 128 : 64;
+  static constexpr int kRowTileBytes = kStageColumns * (kKind == ProductKind::kW16A16 ? 32 : 16);
+  static constexpr int kWeightBytes = 8 * kRowTileBytes;
+  static constexpr int kTokenBytes = kTokens * 128;
+  static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
+  static constexpr int kStagingBytes = 16384;  // of each warpgroup, two halves
+  static constexpr int kFit = (232448 - 1024 - 512 - 2 * kStagingBytes) / kStageBytes;
+  static constexpr int kStages = kFit > 10 ? 10 : kFit;
+  static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + 2 * kStagingBytes + 512;
+};
+
+inline constexpr int kProductThreads = 384;
+inline constexpr int kProductOutputs = 256;  // of a cluster
+
+// Where a tile lies: pair of row blocks, token tile.
+__device__ __forceinline__ void locate_tile(const ProductTask& task, int tile, int& pair, int& token_tile) {
+  const int per_group = task.group * task.out_pairs;
+  const int group = tile / per_group, rest = tile % per_group;
+  const int width = min(task.group, task.token_tiles - group * task.group);
+  pair = rest / width;
+  token_tile = group * task.group + rest % width;
+}
+
+template <class Tile>
+__device__ __forceinline__ void produce(const CUtensorMap& map, const ProductTask& task, uint32_t stages,
+                                        uint32_t full, uint32_t empty) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const uint32_t rank = cluster_rank();
+  const int n_stages = (task.in + Tile::kStageColumns - 1) / Tile::kStageColumns;
+  const int64_t row_tile_bytes = static_cast<int64_t>(task.in) * (Tile::kRowTileBytes / Tile::kStageColumns);
+  const int tiles = task.out_pairs * task.token_tiles;
+  uint32_t stage = 0, parity = 1;
+  for (int tile = static_cast<int>(blockIdx.x / 2); tile < tiles; tile += static_cast<int>(gridDim.x / 2)) {
+    int pair, token_tile;
+    locate_tile(task, tile, pair, token_tile);
+    const int first_row_tile = pair * 16 + static_cast<int>(rank) * 8;
+    const int row_tiles = max(0, min(8, task.out / 16 - first_row_tile));
+    const int first_token = token_tile * Tile::kTokens + static_cast<int>(rank) * (Tile::kTokens / 2);
+    const std::byte* weights = task.tiles + (first_row_tile + lane) * row_tile_bytes;
+    for (int k = 0; k < n_stages; ++k) {
+      const uint32_t at = stages + stage * Tile::kStageBytes;
+      const uint32_t bytes =
+          static_cast<uint32_t>(min(static_cast<int64_t>(Tile::kRowTileBytes),
+                                    row_tile_bytes - static_cast<int64_t>(k) * Tile::kRowTileBytes));
+      barrier_wait(empty + 8 * stage, parity);
+      if (lane == 0) barrier_expect_bytes(full + 8 * stage, Tile::kTokenBytes + bytes * row_tiles);
+      __syncwarp();
+      if (lane < row_tiles) {
+        copy_bulk(at + Tile::kTokenBytes + lane * Tile::kRowTileBytes,
+                  weights + static_cast<int64_t>(k) * Tile::kRowTileBytes, bytes, full + 8 * stage);
+      }
+      if (lane == 0) {
+        copy_box(at + rank * (Tile::kTokenBytes / 2), &map, k * Tile::kStageColumns, first_token,
+                 full + 8 * stage, 3);
+      }
+      if (++stage == Tile::kStages) stage = 0, parity ^= 1;
+    }
+  }
+}
+
+// The sums of one tile, 64 outputs of this warpgroup, in d.
+template <class Tile, ProductKind kKind>
+__device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stages, uint32_t full,
+                                         uint32_t empty, uint32_t& stage, uint32_t& parity,
+                                         float (&d)[Tile::kTokens / 2]) {
+  using Step = Wgmma<Tile::kTokens, Tile::kFp8>;
+  const uint32_t lane = threadIdx.x % 32, row_tile = threadIdx.x / 32;
+  const int n_stages = (task.in + Tile::kStageColumns - 1) / Tile::kStageColumns;
+  const uint32_t fragment = Tile::kTokenBytes + row_tile * Tile::kRowTileBytes + lane * 16;
+  // Lanes 0 and 1 of each warp give a stage back to the two blocks of the cluster. The warp's loads from it
+  // are done: their values went into wgmmas that have been waited for.
+  const auto release = [&](uint32_t which, bool really) {
+    barrier_arrive_if(empty + 8 * which, lane, lane < 2 && really);
+  };
+
+  if constexpr (Tile::kPromote) {
+    float partial[Tile::kTokens / 2];
+#pragma unroll
+    for (float& value : d) value = 0;
+    for (int k = 0; k < n_stages; ++k) {
+      const uint32_t at = stages + stage * Tile::kStageBytes;
+      barrier_wait(full + 8 * stage, parity);
+      const int steps = min(4, (task.in - k * Tile::kStageColumns) / 32);  // 4 or 2
+      uint32_t a[4][4];
+#pragma unroll
+      for (int s = 0; s < 4; ++s) {
+        const uint4 w = load_shared(at + fragment + s * 512);
+        a[s][0] = w.x, a[s][1] = w.y, a[s][2] = w.z, a[s][3] = w.w;
+      }
+      for (auto& fragment_of_step : a) hold(fragment_of_step);
+      const uint64_t b = wgmma_descriptor(at);
+      wgmma_fence();
+      Step::run(partial, a[0], b, 0);
+      Step::run(partial, a[1], b + 2, 1);
+      if (steps == 4) {
+        Step::run(partial, a[2], b + 4, 1);
+        Step::run(partial, a[3], b + 6, 1);
+      }
+      wgmma_commit();
+      wgmma_wait<0>();
+      release(stage, true);
+#pragma unroll
+      for (int i = 0; i < Tile::kTokens / 2; ++i) d[i] += partial[i];
+      if (++stage == Tile::kStages) stage = 0, parity ^= 1;
+    }
+    return;
+  }
+
+  uint32_t a[2][4];  // the fragment of the step that runs, and of the next
+  uint32_t previous = 0;
+  for (int k = 0; k < n_stages; ++k) {
+    const uint32_t at = stages + stage * Tile::kStageBytes;
+    barrier_wait(full + 8 * stage, parity);
+    const uint64_t b = wgmma_descriptor(at);
+    uint4 w;
+#pragma unroll
+    for (int s = 0; s < 4; ++s) {
+      if (kKind == ProductKind::kW8A8 && s == 2 && task.in - k * Tile::kStageColumns == 64) break;
+      uint32_t(&next)[4] = a[s & 1];
+      if constexpr (kKind == ProductKind::kW8A16) {
+        if (s % 2 == 0) w = load_shared(at + fragment + s * 256);
+        const uint32_t low = s % 2 == 0 ? w.x : w.z, high = s % 2 == 0 ? w.y : w.w;
+        widen_e4m3x4(low, next[0], next[2]);
+        widen_e4m3x4(high, next[1], next[3]);
+      } else {
+        w = load_shared(at + fragment + s * 512);
+        next[0] = w.x, next[3] = w.w;
+        next[1] = kKind == ProductKind::kW16A16 ? w.z : w.y;
+        next[2] = kKind == ProductKind::kW16A16 ? w.y : w.z;
+      }
+      hold(next);
+      wgmma_fence();
+      Step::run(d, next, b + 2 * s, k > 0 || s > 0);
+      wgmma_commit();
+      wgmma_wait<1>();
+      // All steps of the stage before are done.
+      if (s == 0) release(previous, k > 0);
+    }
+    previous = stage;
+    if (++stage == Tile::kStages) stage = 0, parity ^= 1;
+  }
+  wgmma_wait<0>();
+  release(previous, true);
+}
+
+// Scales the sums and stores them. Lane 4g + t of warp w holds, of output 16w + g (+ 8: values 2 and 3) and
+// tokens 8j + 2t,
+// + 1, values 4j to 4j + 3.
+template <class Tile>
+__device__ __forceinline__ void store_tile(const ProductTask& task, uint32_t staging, int first_row,
+                                           int first_token, const float (&d)[Tile::kTokens / 2]) {
+  const int thread = static_cast<int>(threadIdx.x % 128), warp = thread / 32, lane = thread % 32,
+            g = lane / 4, t = lane % 4, warpgroup = static_cast<int>(threadIdx.x / 128);
+  const int row = first_row + warp * 16 + g;
+  float scale[2] = {1, 1};
+  float2 bounds[2] = {{-INFINITY, INFINITY}, {-INFINITY, INFINITY}};
+  if (row + 8 < task.out) {
+    if (task.row_scale != nullptr) scale[0] = task.row_scale[row], scale[1] = task.row_scale[row + 8];
+    if (task.row_clamp != nullptr) bounds[0] = task.row_clamp[row], bounds[1] = task.row_clamp[row + 8];
+  }
+  const bool in_range = row + 8 < task.out;
+  const bool gate_up = task.form == ProductOut::kGateUp;
+
+#pragma unroll
+  for (int chunk = 0; chunk < Tile::kTokens / 32; ++chunk) {
+    const int token0 = first_token + chunk * 32;
+    if (token0 >= task.rows) break;
+    const uint32_t half = staging + (chunk & 1) * (Tile::kStagingBytes / 2);
+    float v[4][4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      float2 token_scale = {1, 1};
+      if constexpr (Tile::kFp8) {
+        const int token = token0 + 8 * j + 2 * t;
+        token_scale.x = token < task.rows ? task.x_scale[token] : 0;
+        token_scale.y = token + 1 < task.rows ? task.x_scale[token + 1] : 0;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        float value = d[16 * chunk + 4 * j + i] * scale[i / 2];
+        if constexpr (Tile::kFp8) value *= i % 2 == 0 ? token_scale.x : token_scale.y;
+        v[j][i] = fminf(fmaxf(value, bounds[i / 2].x), bounds[i / 2].y);
+      }
+    }
+
+    if (task.form == ProductOut::kF32) {
+      // [32 tokens][64 outputs]; blocks of 8 outputs exchanged by the token, so that lanes differ in banks.
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int token = 8 * j + 2 * t + i % 2, output = warp * 16 + g + (i / 2) * 8;
+          store_shared(half + (token * 64 + (output ^ (t * 8))) * 4, v[j][i]);
+        }
+      }
+      named_barrier(1 + warpgroup, 128);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int token = i * 8 + thread / 16, output = thread % 16 * 4;
+        const uint4 values = load_shared(half + (token * 64 + (output ^ (token / 2 % 4 * 8))) * 4);
+        if (token0 + token < task.rows && first_row + output < task.out) {
+          float* to =
+              static_cast<float*>(task.result) + (token0 + token) * task.result_stride + first_row + output;
+          *reinterpret_cast<uint4*>(to) = values;
+        }
+      }
+      continue;
+    }
+
+    // BF16: [32 tokens][64 or 32 columns], 16-byte pieces exchanged by the token.
+    if (gate_up) {
+      uint32_t pairs[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float low = gelu_tanh(v[j][0]) * v[j][2], high = gelu_tanh(v[j][1]) * v[j][3];
+        pairs[j] = pack_bf16(fminf(fmaxf(low, task.out_min), task.out_max),
+                             fminf(fmaxf(high, task.out_min), task.out_max));
+      }
+      store_matrices_transposed(half + lane * 64 + (warp ^ (lane / 2 % 4)) * 16, pairs[0], pairs[1], pairs[2],
+                                pairs[3]);
+    } else {
+      if (task.form == ProductOut::kGeluTimes) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const int token = token0 + 8 * j + 2 * t + i % 2;
+            const bool valid = token < task.rows && in_range;
+            const float factor = valid ? task.factor[token * task.factor_stride + row + (i / 2) * 8] : 0;
+            v[j][i] = gelu_tanh(v[j][i]) * factor;
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; j += 2) {
+        const int token = 8 * j + lane / 16 * 8 + lane % 8, piece = 2 * warp + lane / 8 % 2;
+        store_matrices_transposed(half + token * 128 + (piece ^ (token % 8)) * 16,
+                                  pack_bf16(v[j][0], v[j][1]), pack_bf16(v[j][2], v[j][3]),
+                                  pack_bf16(v[j + 1][0], v[j + 1][1]), pack_bf16(v[j + 1][2], v[j + 1][3]));
+      }
+    }
+    named_barrier(1 + warpgroup, 128);
+    const int pieces = gate_up ? 4 : 8;  // of 16 bytes, a token
+    for (int i = thread; i < 32 * pieces; i += 128) {
+      const int token = i / pieces, piece = i % pieces, unit = piece / 2 * 2;
+      const int exchange = gate_up ? token / 2 % 4 : token % 8;
+      const uint32_t at = half + token * pieces * 16;
+      const uint4 low = load_shared(at + (unit ^ exchange) * 16),
+                  high = load_shared(at + ((unit + 1) ^ exchange) * 16);
+      uint4 values = piece % 2 == 0 ? low : high;
+      if (task.form != ProductOut::kBF16) {
+        values = piece % 2 == 0 ? make_uint4(low.x, low.z, high.x, high.z)
+                                : make_uint4(low.y, low.w, high.y, high.w);
+      }
+      const int column = (gate_up ? first_row / 2 : first_row) + piece * 8;
+      if (token0 + token < task.rows && column < (gate_up ? task.out / 2 : task.out)) {
+        auto* to = static_cast<__nv_bfloat16*>(task.result) + (token0 + token) * task.result_stride + column;
+        *reinterpret_cast<uint4*>(to) = values;
+      }
+    }
+  }
+  named_barrier(1 + warpgroup, 128);  // the staging memory may be written again
+}
+
+template <ProductKind kKind, int kTokens, bool kPromote>
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kProductThreads, 1)
+    prefill_product_kernel(const __grid_constant__ CUtensorMap map,
+                           const __grid_constant__ ProductTask task) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using Tile = ProductTile<kKind, kTokens, kPromote>;
+  extern __shared__ std::byte shared[];
+  const uint32_t stages = (shared_address(shared) + 1023) / 1024 * 1024;
+  const uint32_t staging = stages + Tile::kStages * Tile::kStageBytes;
+  const uint32_t full = staging + 2 * Tile::kStagingBytes, empty = full + 8 * Tile::kStages;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < Tile::kStages; ++i) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, 16);  // the consumer warps of both blocks
+    }
+    barrier_init_fence();
+  }
+  cluster_sync();
+
+  if (threadIdx.x >= 256) {
+    give_registers<40>();
+    if (threadIdx.x < 288) produce<Tile>(map, task, stages, full, empty);
+  } else {
+    take_registers<232>();
+    const int warpgroup = static_cast<int>(threadIdx.x / 128);
+    const int tiles = task.out_pairs * task.token_tiles;
+    uint32_t stage = 0, parity = 0;
+    for (int tile = static_cast<int>(blockIdx.x / 2); tile < tiles; tile += static_cast<int>(gridDim.x / 2)) {
+      int pair, token_tile;
+      locate_tile(task, tile, pair, token_tile);
+      float d[kTokens / 2];
+      multiply<Tile, kKind>(task, stages, full, empty, stage, parity, d);
+      const int first_row = pair * kProductOutputs + static_cast<int>(cluster_rank()) * 128 + warpgroup * 64;
+      store_tile<Tile>(task, staging + warpgroup * Tile::kStagingBytes, first_row, token_tile * kTokens, d);
+    }
+  }
+  cluster_sync();  // the other block may still write to this one's memory
+#endif
+}
+
+// --- host
+
+// Launches the kernel of one kind with the given width of tiles; the three are defined in their own files,
+// since the compiler takes long over each.
+cudaError_t launch_sm90_w8a16(const PrefillProduct& product, int tokens, cudaStream_t stream);
+cudaError_t launch_sm90_w16a16(const PrefillProduct& product, int tokens, cudaStream_t stream);
+cudaError_t launch_sm90_w8a8(const PrefillProduct& product, int tokens, bool promote, cudaStream_t stream);
+cudaError_t launch_portable_product(const PrefillProduct& product,
+                                    cudaStream_t stream);  // prefill_product_portable.cu
+
+// The map of a row-major matrix of activations: boxes of 128 bytes x box_rows rows, 128-byte swizzle.
+cudaError_t make_activation_map(const PrefillProduct& product, int box_rows, CUtensorMap* map);
+ProductTask make_task(const PrefillProduct& product, int tokens);
+int multiprocessors();  // of the current device
+
+template <ProductKind kKind, int kTokens, bool kPromote = false>
+cudaError_t launch_sm90(const PrefillProduct& product, cudaStream_t stream) {
+  using Tile = ProductTile<kKind, kTokens, kPromote>;
+  const auto kernel = prefill_product_kernel<kKind, kTokens, kPromote>;
+  static const cudaError_t ready =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
+  if (ready != cudaSuccess) return ready;
+  CUtensorMap map;
+  if (const cudaError_t error = make_activation_map(product, kTokens / 2, &map); error != cudaSuccess)
+    return error;
+  const ProductTask task = make_task(product, kTokens);
+  const int clusters = std::min(multiprocessors() / 2, task.out_pairs * task.token_tiles);
+  kernel<<<clusters * 2, kProductThreads, Tile::kSharedBytes, stream>>>(map, task);
+  return cudaGetLastError();
+}
+
+}  // namespace jewel::cuda

@@ -1,0 +1,196 @@
+// The sm_90 instructions that the large products use, one function each: barriers in shared memory, bulk and
+// tensor copies, stmatrix, and wgmma with A in registers (m64, FP32 sums). Names and operands follow the PTX
+// manual.
+//
+// Device code of sm_90a alone: include it where __CUDA_ARCH_FEAT_SM90_ALL holds. The lists of registers are
+// long because the instruction names every one of them; they differ in nothing but their number.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace jewel::cuda {
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+// --- barriers in shared memory
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+__device__ __forceinline__ void barrier_expect_bytes(uint32_t barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+
+// Arrives at the same barrier of block `rank` of the cluster. Predicated, not branched around: ptxas takes a
+// branch between wgmmas in flight as a reason to run them one at a time (C7513).
+__device__ __forceinline__ void barrier_arrive_if(uint32_t barrier, uint32_t rank, bool really) {
+  asm volatile(
+      "{\n.reg .b32 remote;\n.reg .pred p;\n"
+      "setp.ne.b32 p, %2, 0;\n"
+      "@p mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "@p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "r"(rank), "r"(static_cast<int>(really))
+      : "memory");
+}
+
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+__device__ __forceinline__ void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+
+// A barrier among `threads` threads of the block; id 0 is __syncthreads.
+__device__ __forceinline__ void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+}
+
+// --- copies
+
+__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+
+// A box of a 2-D tensor to the same offset in every block of the cluster named in `mask`.
+__device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, int column, int row,
+                                         uint32_t barrier, uint16_t mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+      "[%1, "
+      "{%3, %4}], [%2], %5;" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(mask)
+      : "memory");
+}
+
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
+// Four 8 x 8 matrices of 16-bit values, each written transposed; lane l names row l % 8 of matrix l / 8.
+__device__ __forceinline__ void store_matrices_transposed(uint32_t address, uint32_t a, uint32_t b,
+                                                          uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
+// --- wgmma
+
+__device__ __forceinline__ void wgmma_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void wgmma_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// Says that the registers are complete here: without it the compiler may move what computes them behind the
+// fence that must follow, and ptxas then runs one wgmma at a time (C7513).
+__device__ __forceinline__ void hold(uint32_t (&a)[4]) {
+  asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
+}
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+
+// B in shared memory, rows of 128 bytes along K, 128-byte swizzle, groups of 8 rows 1024 bytes apart. A step
+// along K inside the 128 bytes adds to the address.
+__device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | (uint64_t{1} << 16) | (uint64_t{1024 >> 4} << 32) |
+         (uint64_t{1} << 62);
+}
+
+// d[n / 2] = (keep ? d : 0) + A B, A 64 x 16 BF16 or 64 x 32 E4M3 in four registers a lane, B n columns of
+// it.
+template <int kColumns, bool kFp8>
+struct Wgmma;
+
+// clang-format off
+#define JEWEL_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define JEWEL_D32(i) JEWEL_D8(i), JEWEL_D8(i + 8), JEWEL_D8(i + 16), JEWEL_D8(i + 24)
+#define JEWEL_L0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define JEWEL_L1 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define JEWEL_L2 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define JEWEL_L3 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define JEWEL_L2_HALF "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
+
+#define JEWEL_WGMMA(columns, fp8, shape, types, tail, list, operands, a0, a1, a2, a3, b, keep)                          \
+  template <>                                                                                                           \
+  struct Wgmma<columns, fp8> {                                                                                          \
+    __device__ static __forceinline__ void run(float (&d)[columns / 2], const uint32_t (&a)[4], uint64_t descriptor,    \
+                                               int keep_sums) {                                                         \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " keep ", 0;\nwgmma.mma_async.sync.aligned." shape ".f32." types   \
+                   " {" list "}, {" a0 ", " a1 ", " a2 ", " a3 "}, " b ", p, 1, 1" tail ";\n}"                          \
+                   : operands                                                                                           \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(keep_sums));                      \
+    }                                                                                                                   \
+  };
+#define JEWEL_OPERANDS(...) __VA_ARGS__
+JEWEL_WGMMA(64, false, "m64n64k16", "bf16.bf16", ", 0", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
+JEWEL_WGMMA(128, false, "m64n128k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
+JEWEL_WGMMA(160, false, "m64n160k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2_HALF, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D8(64), JEWEL_D8(72)), "%80", "%81", "%82", "%83", "%84", "%85")
+JEWEL_WGMMA(192, false, "m64n192k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64)), "%96", "%97", "%98", "%99", "%100", "%101")
+JEWEL_WGMMA(256, false, "m64n256k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2 ", " JEWEL_L3, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64), JEWEL_D32(96)), "%128", "%129", "%130", "%131", "%132", "%133")
+JEWEL_WGMMA(64, true, "m64n64k32", "e4m3.e4m3", "", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
+JEWEL_WGMMA(128, true, "m64n128k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
+JEWEL_WGMMA(160, true, "m64n160k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2_HALF, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D8(64), JEWEL_D8(72)), "%80", "%81", "%82", "%83", "%84", "%85")
+JEWEL_WGMMA(192, true, "m64n192k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64)), "%96", "%97", "%98", "%99", "%100", "%101")
+JEWEL_WGMMA(256, true, "m64n256k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2 ", " JEWEL_L3, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64), JEWEL_D32(96)), "%128", "%129", "%130", "%131", "%132", "%133")
+
+#undef JEWEL_OPERANDS
+#undef JEWEL_WGMMA
+#undef JEWEL_L2_HALF
+#undef JEWEL_L3
+#undef JEWEL_L2
+#undef JEWEL_L1
+#undef JEWEL_L0
+#undef JEWEL_D32
+#undef JEWEL_D8
+// clang-format on
+
+}  // namespace jewel::cuda

@@ -1,0 +1,214 @@
+#include "backend/cuda/prefill_rows.h"
+
+#include "backend/cuda/row_store.h"
+
+namespace jewel::cuda {
+namespace {
+
+// A row is read into registers once: 128 threads x kGroups x 4 columns.
+constexpr int kThreads = 128;
+constexpr int kMaxColumns = 8192;
+
+bool fits(int columns, const ProductInputOut& input) {
+  if (columns <= 0 || columns % 64 != 0 || columns > kMaxColumns) return false;
+  if (input.form == InputForm::kNone) return true;
+  return input.data != nullptr && input.stride >= columns && input.stride % 16 == 0 &&
+         (input.form != InputForm::kF8 || input.scale != nullptr);
+}
+
+__device__ __forceinline__ float4 load_bf16x4(const __nv_bfloat16* p) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(p);
+  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
+          __uint_as_float(bits.y & 0xffff0000u)};
+}
+
+__device__ __forceinline__ float sum_of_squares(const float4& v) {
+  return v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
+}
+
+template <int kGroups>
+__device__ __forceinline__ float inverse_rms(const float4 (&v)[kGroups], int columns, float eps,
+                                             float* scratch) {
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) sum += sum_of_squares(v[i]);  // groups past the row are zero
+  return 1.0f / sqrtf(block_reduce<kThreads, false>(sum, scratch) / static_cast<float>(columns) + eps);
+}
+
+template <int kGroups>
+__global__ void __launch_bounds__(kThreads) embed_rows_kernel(const EmbedRows embed) {
+  __shared__ float scratch[kThreads / 32];
+  const int64_t row = blockIdx.x;
+  const int n = embed.hidden / 4;
+  const float* soft = embed.soft_rows != nullptr ? embed.soft_rows[row] : nullptr;
+  const __nv_bfloat16* table = embed.table + static_cast<int64_t>(embed.ids[row]) * embed.hidden;
+  float4 v[kGroups];
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int group = static_cast<int>(threadIdx.x) + i * kThreads;
+    if (group >= n) continue;
+    if (soft != nullptr) {
+      v[i] = reinterpret_cast<const float4*>(soft)[group];
+    } else {
+      const float4 e = load_bf16x4(table + 4 * group);
+      v[i] = {e.x * embed.scale, e.y * embed.scale, e.z * embed.scale, e.w * embed.scale};
+    }
+    reinterpret_cast<float4*>(embed.h + row * embed.hidden)[group] = v[i];
+  }
+  store_row<kThreads>(embed.input, row, embed.hidden, v, scratch);
+}
+
+template <int kGroups>
+__global__ void __launch_bounds__(kThreads) residual_norm_kernel(const ResidualNorm norm) {
+  __shared__ float scratch[kThreads / 32];
+  const int64_t row = blockIdx.x;
+  const int n = norm.columns / 4;
+  auto* h = reinterpret_cast<float4*>(norm.h + row * norm.columns);
+  float4 v[kGroups] = {};
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int group = static_cast<int>(threadIdx.x) + i * kThreads;
+    if (group < n) v[i] = h[group];
+  }
+  if (norm.x != nullptr) {
+    float4 x[kGroups] = {};
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      const int group = static_cast<int>(threadIdx.x) + i * kThreads;
+      if (group >= n) continue;
+      x[i] = norm.x_is_bf16
+                 ? load_bf16x4(static_cast<const __nv_bfloat16*>(norm.x) + row * norm.x_stride + 4 * group)
+                 : reinterpret_cast<const float4*>(static_cast<const float*>(norm.x) +
+                                                   row * norm.x_stride)[group];
+    }
+    const float scale = inverse_rms(x, norm.columns, norm.eps, scratch);
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      const int group = static_cast<int>(threadIdx.x) + i * kThreads;
+      if (group >= n) continue;
+      const float4 w = reinterpret_cast<const float4*>(norm.post_weight)[group];
+      v[i].x = (v[i].x + x[i].x * scale * w.x) * norm.scalar;
+      v[i].y = (v[i].y + x[i].y * scale * w.y) * norm.scalar;
+      v[i].z = (v[i].z + x[i].z * scale * w.z) * norm.scalar;
+      v[i].w = (v[i].w + x[i].w * scale * w.w) * norm.scalar;
+      h[group] = v[i];
+    }
+  }
+  if (norm.input.form == InputForm::kNone) return;
+  if (norm.next_is_norm) {
+    const float scale = inverse_rms(v, norm.columns, norm.eps, scratch);
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      const int group = static_cast<int>(threadIdx.x) + i * kThreads;
+      if (group >= n) continue;
+      const float4 w = norm.next_weight != nullptr ? reinterpret_cast<const float4*>(norm.next_weight)[group]
+                                                   : float4{1, 1, 1, 1};
+      v[i] = {v[i].x * scale * w.x, v[i].y * scale * w.y, v[i].z * scale * w.z, v[i].w * scale * w.w};
+    }
+  }
+  store_row<kThreads>(norm.input, row, norm.columns, v, scratch);
+}
+
+// A warp takes one row of one layer: width / 128 groups of 4 columns a lane (width 64: half of the lanes).
+template <int kGroups>
+__global__ void __launch_bounds__(128) per_layer_inputs_kernel(const PerLayerInputs inputs) {
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * 4 + threadIdx.x / 32;
+  if (item >= static_cast<int64_t>(inputs.rows) * inputs.n_layers) return;
+  const int64_t row = item / inputs.n_layers;
+  const int layer = static_cast<int>(item % inputs.n_layers), lane = static_cast<int>(threadIdx.x % 32);
+  const int n = inputs.width / 4;
+  auto* c = reinterpret_cast<float4*>(inputs.c + item * inputs.width);
+  const __nv_bfloat16* token = inputs.table + inputs.ids[row] * inputs.table_columns +
+                               static_cast<int64_t>(inputs.first_layer + layer) * inputs.width;
+  float4 v[kGroups] = {}, e[kGroups];
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int group = lane + 32 * i;
+    if (group >= n) continue;
+    e[i] = load_bf16x4(token + 4 * group);  // may come over PCIe: asked for first
+    v[i] = c[group];
+    v[i] = {v[i].x * inputs.projection_scale, v[i].y * inputs.projection_scale,
+            v[i].z * inputs.projection_scale, v[i].w * inputs.projection_scale};
+    sum += sum_of_squares(v[i]);
+  }
+  const float scale =
+      1.0f / sqrtf(block_reduce<32, false>(sum, nullptr) / static_cast<float>(inputs.width) + inputs.eps);
+  constexpr float kCombine = 0.70710678118654752f;
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int group = lane + 32 * i;
+    if (group >= n) continue;
+    const float4 w = reinterpret_cast<const float4*>(inputs.weight)[group];
+    c[group] = {(v[i].x * scale * w.x + e[i].x * inputs.token_scale) * kCombine,
+                (v[i].y * scale * w.y + e[i].y * inputs.token_scale) * kCombine,
+                (v[i].z * scale * w.z + e[i].z * inputs.token_scale) * kCombine,
+                (v[i].w * scale * w.w + e[i].w * inputs.token_scale) * kCombine};
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) gather_rows_kernel(const GatherRows gather) {
+  const auto* in = reinterpret_cast<const float4*>(gather.in + gather.rows[blockIdx.x] * gather.in_stride);
+  auto* out = reinterpret_cast<float4*>(gather.out + static_cast<int64_t>(blockIdx.x) * gather.columns);
+  for (int i = static_cast<int>(threadIdx.x); i < gather.columns / 4; i += kThreads) out[i] = in[i];
+}
+
+}  // namespace
+
+// Calls f<groups>() with the least number of groups of 512 columns that hold a row.
+#define JEWEL_BY_COLUMNS(columns, kernel, rows, stream, ...)  \
+  do {                                                        \
+    const auto grid = static_cast<unsigned>(rows);            \
+    if ((columns) <= 512)                                     \
+      kernel<1><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
+    else if ((columns) <= 1024)                               \
+      kernel<2><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
+    else if ((columns) <= 1536)                               \
+      kernel<3><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
+    else if ((columns) <= 2560)                               \
+      kernel<5><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
+    else if ((columns) <= 4096)                               \
+      kernel<8><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
+    else                                                      \
+      kernel<16><<<grid, kThreads, 0, stream>>>(__VA_ARGS__); \
+  } while (false)
+
+cudaError_t launch_embed_rows(const EmbedRows& embed, cudaStream_t stream) {
+  if (!fits(embed.hidden, embed.input)) return cudaErrorInvalidValue;
+  if (embed.rows == 0) return cudaSuccess;
+  JEWEL_BY_COLUMNS(embed.hidden, embed_rows_kernel, embed.rows, stream, embed);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_residual_norm(const ResidualNorm& norm, cudaStream_t stream) {
+  if (!fits(norm.columns, norm.input) || (norm.x != nullptr && norm.post_weight == nullptr)) {
+    return cudaErrorInvalidValue;
+  }
+  if (norm.rows == 0) return cudaSuccess;
+  JEWEL_BY_COLUMNS(norm.columns, residual_norm_kernel, norm.rows, stream, norm);
+  return cudaGetLastError();
+}
+
+#undef JEWEL_BY_COLUMNS
+
+cudaError_t launch_per_layer_inputs(const PerLayerInputs& inputs, cudaStream_t stream) {
+  if (inputs.width <= 0 || inputs.width % 64 != 0 || inputs.width > 512) return cudaErrorInvalidValue;
+  const int64_t items = static_cast<int64_t>(inputs.rows) * inputs.n_layers;
+  if (items == 0) return cudaSuccess;
+  const auto grid = static_cast<unsigned>((items + 3) / 4);
+  if (inputs.width <= 256) {
+    per_layer_inputs_kernel<2><<<grid, 128, 0, stream>>>(inputs);
+  } else {
+    per_layer_inputs_kernel<4><<<grid, 128, 0, stream>>>(inputs);
+  }
+  return cudaGetLastError();
+}
+
+cudaError_t launch_gather_rows(const GatherRows& gather, cudaStream_t stream) {
+  if (gather.columns <= 0 || gather.columns % 4 != 0) return cudaErrorInvalidValue;
+  if (gather.n == 0) return cudaSuccess;
+  gather_rows_kernel<<<static_cast<unsigned>(gather.n), kThreads, 0, stream>>>(gather);
+  return cudaGetLastError();
+}
+
+}  // namespace jewel::cuda

@@ -1,0 +1,47 @@
+// Small conversions that the prefill kernels share: E4M3 to BF16, packing, GELU, the order of a product's
+// input.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+namespace jewel::cuda {
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// Four E4M3 to two pairs of BF16 (bytes 0, 1 and bytes 2, 3), exact: exponent and mantissa move to the low
+// end of BF16's, which divides by 2^120 (subnormals included, as BF16 subnormals), and a product puts that
+// back. The two codes of NaN become +-480.
+__device__ __forceinline__ void widen_e4m3x4(uint32_t bytes, uint32_t& low, uint32_t& high) {
+  constexpr uint32_t kPower120 = 0x7b807b80;  // bf16 2^120, twice
+  const auto widen = [](uint32_t spread) {    // E4M3 in bits 15..8 and 31..24
+    const uint32_t bits = (spread & 0x80008000u) | (spread >> 4 & 0x07f007f0u);
+    uint32_t value;
+    asm("{\n.reg .b32 zero;\nmov.b32 zero, 0x80008000;\nfma.rn.bf16x2 %0, %1, %2, zero;\n}"
+        : "=r"(value)
+        : "r"(bits), "r"(kPower120));
+    return value;
+  };
+  low = widen(__byte_perm(bytes, 0, 0x1404));
+  high = widen(__byte_perm(bytes, 0, 0x3424));
+}
+
+// x / (1 + exp(-2u)) = 0.5 x (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3)
+__device__ __forceinline__ float gelu_tanh(float x) {
+  const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
+  return __fdividef(x, 1.0f + __expf(-2.0f * u));
+}
+
+// Two neighbouring groups of 8 BF16 values (columns 0..7 and 8..15 of a group of 16) in product order: slots
+// 0..7, 8..15.
+__device__ __forceinline__ void to_product_order(const uint4& low, const uint4& high, uint4& first,
+                                                 uint4& second) {
+  first = make_uint4(low.x, low.z, high.x, high.z);
+  second = make_uint4(low.y, low.w, high.y, high.w);
+}
+
+}  // namespace jewel::cuda
