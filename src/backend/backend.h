@@ -86,7 +86,9 @@ enum class Phase : uint8_t { kPrefill, kDecode };
 struct StepChunk {
   SlotId slot = 0;
   Phase phase = Phase::kPrefill;  // kDecode: exactly one token, no soft tokens, no prompt log-probabilities
-  int position = 0;               // absolute position of the first token
+  int position = 0;               // absolute position of the first token; chunks of a sequence follow each
+                                  // other, but one with prompt log-probabilities may repeat the position
+                                  // before it (its successor was not in the last chunk), with the same result
   std::span<const TokenId>
       tokens;  // empty: one token, the one this slot sampled last (it may not be read back yet)
   std::span<const SoftTokenRun> soft_tokens;

@@ -209,7 +209,10 @@ bool FakeBackend::check_tokens(const StepChunk& chunk, const Slot& slot) {
   const int end = chunk.position + n;
   const auto known = static_cast<int>(slot.tokens.size());
   const bool first = slot.next_position < 0;
-  if (chunk.position < 0 || (!first && chunk.position != slot.next_position)) {
+  // A chunk with prompt log-probabilities may repeat the position before it, whose successor it alone can tell.
+  const int repeated = chunk.n_prompt_logprobs >= 0 ? 1 : 0;
+  if (chunk.position < 0 || (!first && chunk.position != slot.next_position &&
+                             chunk.position != slot.next_position - repeated)) {
     violate("slot {}: position {}, expected {}", chunk.slot, chunk.position, slot.next_position);
   } else if (end > known) {
     violate("slot {}: positions [{}, {}) but only {} tokens are known", chunk.slot, chunk.position, end,
@@ -397,7 +400,8 @@ void FakeBackend::run_chunk(const StepChunk& chunk, bool failed, StepResult& res
     if (slot.next_position < 0) slot.prefixes.reserve(slot.tokens.size() + 64);
     const bool good = read_past(chunk, slot, LayerType::kFull) && read_past(chunk, slot, LayerType::kSliding);
     if (!good && !slot.lost) return;
-    if (slot.lost) slot.prefixes.resize(static_cast<size_t>(chunk.position));
+    if (slot.lost || slot.prefixes.size() > static_cast<size_t>(chunk.position))
+      slot.prefixes.resize(static_cast<size_t>(chunk.position));
     slot.prefix = chunk.position == 0 ? kFakeStart : slot.prefixes[static_cast<size_t>(chunk.position) - 1];
     PromptLogprobs* prompt = nullptr;
     if (chunk.n_prompt_logprobs >= 0) {
