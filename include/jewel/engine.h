@@ -49,7 +49,8 @@ struct EngineOptions {
   int max_images = 16;          // of one request
   size_t max_image_bytes = size_t{20} << 20;
   size_t max_unread_bytes = size_t{8} << 20;
-  int n_workers = 2;                                        // threads that prepare requests
+  bool prepare_grammars = false;  // at load, in the background, instead of at the first request with one
+  int n_workers = 2;              // threads that prepare requests
   std::function<void(size_t done, size_t total)> progress;  // bytes of weights read while loading
 };
 
@@ -78,7 +79,11 @@ struct Stats {
   uint64_t prompt_tokens = 0;
   uint64_t cached_prompt_tokens = 0;
   uint64_t generated_tokens = 0;
-  uint64_t finished = 0;
+  uint64_t prefix_queries = 0;  // tokens of prompts looked up in the prefix cache, and found
+  uint64_t prefix_hits = 0;
+  uint64_t image_queries = 0;  // images, and those that were not encoded again
+  uint64_t image_hits = 0;
+  uint64_t finished = 0;  // however they ended
   uint64_t cancelled = 0;
   uint64_t failed = 0;
   uint64_t preemptions = 0;

@@ -79,12 +79,15 @@ enum class ToolChoice : uint8_t {
 };
 
 struct Request {
-  // What to answer: exactly one of messages, prompt and prompt_ids.
+  // What to answer: exactly one of messages, messages_json, prompt and prompt_ids.
   std::vector<Message> messages;
+  std::string
+      messages_json;  // JSON text: an array of OpenAI's chat messages; their pictures stand in `images`
   std::optional<std::string>
       prompt;  // completed as it is; special tokens in it count, <|image|> is an image's place
-  std::optional<std::vector<int32_t>> prompt_ids;          // the same, already tokens
-  std::vector<std::shared_ptr<const std::string>> images;  // of prompt and prompt_ids, in order
+  std::optional<std::vector<int32_t>> prompt_ids;  // the same, already tokens
+  // Files of the pictures, in order, of all but `messages`.
+  std::vector<std::shared_ptr<const std::string>> images;
 
   // How messages are rendered.
   std::string tools;            // JSON text: an array of OpenAI's tool declarations; empty: none
@@ -108,6 +111,7 @@ struct Request {
   ToolChoice tool_choice = ToolChoice::kAuto;
   std::string tool_name;
   bool parallel_tool_calls = true;
+  bool stop_repetition = false;  // end an answer that says the same few tokens again and again
   // True: the output is told apart into reasoning, content and calls. False: all of it is content.
   bool parse_output = true;
   bool skip_special_tokens = true;  // when !parse_output

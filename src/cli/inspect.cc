@@ -8,11 +8,12 @@
 #include <map>
 
 #include "base/log.h"
+#include "checkpoint/checkpoint.h"
 #include "cli/commands.h"
-#include "cli/local_model.h"
 #include "model/json_reader.h"
 #include "model/json_text.h"
 #include "model/tensors.h"
+#include "text/prompt.h"
 
 namespace jewel {
 

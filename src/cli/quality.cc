@@ -42,16 +42,16 @@ Result<std::vector<Task>> read_tasks(const std::string& file) {
 // One entry per task: whether the model's greedy output is the wanted one.
 Result<std::vector<bool>> answers_right(const std::string& model_directory, const std::vector<Task>& tasks,
                                         const std::atomic<bool>& cancel) {
-  JEWEL_ASSIGN(const auto model, LocalModel::load(model_directory, {}, {}));
-  SamplingParams greedy = model->default_sampling();
-  greedy.temperature = 0;
+  JEWEL_ASSIGN(const auto engine, Engine::load(model_directory, one_by_one()));
+  const Sampling greedy{.temperature = 0};
   std::vector<bool> right;
   for (const Task& task : tasks) {
     if (cancel) return Error{ErrorCode::kCancelled, "interrupted; nothing was left behind", {}};
-    JEWEL_ASSIGN(const Answer answer, model->answer(task.input, greedy, kMaxAnswerTokens, {}));
-    std::span<const TokenId> ids = answer.token_ids;
-    if (answer.finish_reason != "length") ids = ids.first(ids.size() - 1);  // without the stop token
-    JEWEL_ASSIGN(const std::string text, model->prompts().tokenizer().decode(ids));
+    JEWEL_ASSIGN(const Answer output, answer(*engine, task.input, greedy, kMaxAnswerTokens, {}));
+    std::span<const int32_t> ids = output.token_ids;
+    if (output.finish.reason != EndReason::kLength)
+      ids = ids.first(ids.size() - 1);  // without the stop token
+    JEWEL_ASSIGN(const std::string text, engine->detokenize(ids));
     right.push_back(text == task.answer);
   }
   return right;

@@ -14,6 +14,7 @@
 #include <csignal>
 #include <filesystem>
 
+#include "api/engine_parts.h"
 #include "checkpoint/quantizer.h"
 #include "checkpoint/safetensors_writer.h"
 #include "cli/commands.h"
@@ -52,20 +53,22 @@ struct QuantizeFlags {
 // magnitudes.
 Result<std::map<int, std::pair<float, float>>> measure_kv_scales(const std::string& model_directory,
                                                                  const std::string& file) {
-  JEWEL_ASSIGN(const auto model, LocalModel::load(model_directory, {}, loading_progress(model_directory)));
+  EngineOptions options = one_by_one();
+  options.progress = loading_progress(model_directory);
+  JEWEL_ASSIGN(EngineParts parts, open_parts(model_directory, options));
   std::map<int, std::pair<float, float>> amax;
-  model->backend().observe_stages([&](Stage stage, int layer, std::span<const float> values, int, int) {
+  parts.backend->observe_stages([&](Stage stage, int layer, std::span<const float> values, int, int) {
     if (stage != Stage::kK && stage != Stage::kV) return;
     float& largest = stage == Stage::kK ? amax[layer].first : amax[layer].second;
     for (const float value : values) largest = std::max(largest, std::fabs(value));
   });
-  SamplingParams greedy = model->default_sampling();
-  greedy.temperature = 0;
+  JEWEL_ASSIGN(const auto engine, make_engine(std::move(parts), options));
+  const Sampling greedy{.temperature = 0};
   JEWEL_TRY(for_each_json_line(file, [&](const json::object& line, const std::string& where) -> Result<void> {
     if (interrupted) return Error{ErrorCode::kCancelled, "interrupted; nothing was left behind", {}};
     JEWEL_ASSIGN(const ChatInput input, parse_conversation(line, where, directory_of(file)));
-    const auto answer = model->answer(input, greedy, 1, {});
-    if (!answer.ok()) return answer.error();
+    const auto output = answer(*engine, input, greedy, 1, {});
+    if (!output.ok()) return output.error();
     return {};
   }));
   if (amax.empty()) return invalid(fmt::format("{}: holds no conversation", file), "kv_scales");

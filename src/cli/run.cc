@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <iostream>
 #include <iterator>
-#include <random>
 
 #include "base/log.h"
 #include "cli/commands.h"
@@ -39,15 +38,8 @@ struct RunFlags {
   bool quiet = false;
   int max_tokens = 512;
   int image_tokens = 0;
-  std::optional<double> temperature;
-  std::optional<int> top_k;
-  std::optional<double> top_p;
-  std::optional<double> min_p;
-  std::optional<double> repetition_penalty;
-  std::optional<double> presence_penalty;
-  std::optional<double> frequency_penalty;
-  std::optional<uint64_t> seed;
-  LoadOptions load;
+  Sampling sampling;
+  EngineOptions engine = one_by_one();
 };
 
 // stdin without its last newline: `echo Hi | jewel run MODEL` asks "Hi".
@@ -98,38 +90,26 @@ Result<ChatInput> build_input(const RunFlags& flags) {
   return input;
 }
 
-SamplingParams build_sampling(const RunFlags& flags, SamplingParams params) {
-  params.temperature = flags.temperature.value_or(params.temperature);
-  params.top_k = flags.top_k.value_or(params.top_k);
-  params.top_p = flags.top_p.value_or(params.top_p);
-  params.min_p = flags.min_p.value_or(params.min_p);
-  params.repetition_penalty = flags.repetition_penalty.value_or(params.repetition_penalty);
-  params.presence_penalty = flags.presence_penalty.value_or(params.presence_penalty);
-  params.frequency_penalty = flags.frequency_penalty.value_or(params.frequency_penalty);
-  params.seed = flags.seed.value_or((uint64_t{std::random_device{}()} << 32) | std::random_device{}());
-  return params;
-}
-
 // The answer goes to stdout as it comes; reasoning to stderr, dimmed on a terminal. Each starts on a line of
 // its own.
 class Printer {
  public:
-  void operator()(const OutputEvent& event) {
-    switch (event.kind) {
-      case OutputEvent::Kind::kReasoning:
-        write(stderr, event.text);
+  void operator()(const OutputPiece& piece) {
+    switch (piece.kind) {
+      case OutputPiece::Kind::kReasoning:
+        write(stderr, piece.text);
         break;
-      case OutputEvent::Kind::kContent:
-        write(stdout, event.text);
+      case OutputPiece::Kind::kContent:
+        write(stdout, piece.text);
         break;
-      case OutputEvent::Kind::kCallStart:
-        call_name_ = event.text;
+      case OutputPiece::Kind::kCallStart:
+        call_name_ = piece.text;
         break;
-      case OutputEvent::Kind::kCallArguments:
+      case OutputPiece::Kind::kCallArguments:
         break;  // printed whole at its end
-      case OutputEvent::Kind::kCallEnd:
+      case OutputPiece::Kind::kCallEnd:
         if (stream_ != nullptr && !at_line_start_) write(stream_, "\n");
-        write(stdout, fmt::format("{}({})\n", call_name_, event.text));
+        write(stdout, fmt::format("{}({})\n", call_name_, piece.text));
         break;
     }
   }
@@ -166,46 +146,47 @@ double rate(int tokens, double seconds) {
 }
 
 json::object answer_as_json(const Answer& answer, double load_s) {
-  const int completion = static_cast<int>(answer.token_ids.size());
+  const Usage& usage = answer.finish.usage;
+  const Timings& timings = answer.finish.timings;
   json::array calls;
-  for (const ToolCall& call : answer.output.tool_calls) {
+  for (const ToolCall& call : answer.tool_calls) {
     calls.push_back(json::object{{"type", "function"},
                                  {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
   }
   return {
-      {"text", answer.output.content},
-      {"reasoning",
-       answer.output.reasoning.empty() ? json::value(nullptr) : json::value(answer.output.reasoning)},
+      {"text", answer.content},
+      {"reasoning", answer.reasoning.empty() ? json::value(nullptr) : json::value(answer.reasoning)},
       {"tool_calls", std::move(calls)},
-      {"finish_reason", answer.finish_reason},
+      {"finish_reason", name_of(answer.finish.reason)},
       {"token_ids", json::value_from(answer.token_ids)},
       {"usage",
-       {{"prompt_tokens", answer.prompt_tokens},
-        {"completion_tokens", completion},
-        {"total_tokens", answer.prompt_tokens + completion},
-        {"prompt_tokens_details", {{"cached_tokens", 0}, {"image_tokens", answer.image_tokens}}},
-        {"completion_tokens_details", {{"reasoning_tokens", answer.reasoning_tokens}}}}},
+       {{"prompt_tokens", usage.prompt_tokens},
+        {"completion_tokens", usage.completion_tokens},
+        {"total_tokens", usage.prompt_tokens + usage.completion_tokens},
+        {"prompt_tokens_details",
+         {{"cached_tokens", usage.cached_tokens}, {"image_tokens", usage.image_tokens}}},
+        {"completion_tokens_details", {{"reasoning_tokens", usage.reasoning_tokens}}}}},
       {"timings",
        {{"load_s", load_s},
-        {"queue_s", 0.0},
-        {"image_s", answer.image_s},
-        {"ttft_s", answer.ttft_s},
-        {"decode_s", answer.decode_s},
-        {"prompt_tok_s", rate(answer.prompt_tokens, answer.prefill_s)},
-        {"decode_tok_s", rate(completion - 1, answer.decode_s)}}},
+        {"queue_s", timings.queue_s},
+        {"image_s", timings.image_s},
+        {"ttft_s", timings.ttft_s},
+        {"decode_s", timings.decode_s},
+        {"prompt_tok_s", rate(usage.prompt_tokens, timings.prefill_s)},
+        {"decode_tok_s", rate(usage.completion_tokens - 1, timings.decode_s)}}},
   };
 }
 
 void print_statistics(const Answer& answer, double load_s) {
-  const int completion = static_cast<int>(answer.token_ids.size());
-  std::string line =
-      fmt::format("{} tokens, {:.1f} tok/s", completion, rate(completion - 1, answer.decode_s));
-  line += fmt::format("; prompt {} tokens", answer.prompt_tokens);
-  if (answer.image_tokens > 0)
-    line += fmt::format(" ({} of images, {:.2f} s)", answer.image_tokens, answer.image_s);
-  line += fmt::format(", {:.0f} tok/s", rate(answer.prompt_tokens, answer.prefill_s));
-  line += fmt::format("; first token after {:.2f} s, load {:.2f} s", answer.ttft_s, load_s);
-  if (answer.finish_reason == "length") line += "; stopped at --max-tokens";
+  const Usage& usage = answer.finish.usage;
+  const Timings& timings = answer.finish.timings;
+  std::string line = fmt::format("{} tokens, {:.1f} tok/s", usage.completion_tokens,
+                                 rate(usage.completion_tokens - 1, timings.decode_s));
+  line += fmt::format("; prompt {} tokens", usage.prompt_tokens);
+  if (usage.image_tokens > 0) line += fmt::format(" ({} of images)", usage.image_tokens);
+  line += fmt::format(", {:.0f} tok/s", rate(usage.prompt_tokens, timings.prefill_s));
+  line += fmt::format("; first token after {:.2f} s, load {:.2f} s", timings.ttft_s, load_s);
+  if (answer.finish.reason == EndReason::kLength) line += "; stopped at --max-tokens";
   fmt::print(stderr, "{}\n", line);
 }
 
@@ -220,28 +201,28 @@ int run(RunFlags flags) {
   const auto start = std::chrono::steady_clock::now();
   auto input = build_input(flags);
   if (!input.ok()) return report(input.error());
-  auto model = LocalModel::load(flags.model, flags.load, loading_progress(flags.model));
-  if (!model.ok()) return report(model.error());
+  flags.engine.progress = loading_progress(flags.model);
+  auto engine = Engine::load(flags.model, flags.engine);
+  if (!engine.ok()) return report(engine.error());
   if (!flags.quiet) {
-    for (const std::string& note : (*model)->checkpoint().notes()) log().info("{}: {}", flags.model, note);
+    for (const std::string& note : (*engine)->info().notes) log().info("{}: {}", flags.model, note);
   }
   const double load_s = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 
   Printer printer;
-  std::function<void(const OutputEvent&)> on_event;
-  if (!flags.json) on_event = [&](const OutputEvent& event) { printer(event); };
-  const SamplingParams sampling = build_sampling(flags, (*model)->default_sampling());
-  const auto answer = (*model)->answer(*input, sampling, flags.max_tokens, on_event);
-  if (!answer.ok()) {
+  std::function<void(const OutputPiece&)> on_piece;
+  if (!flags.json) on_piece = [&](const OutputPiece& piece) { printer(piece); };
+  const auto answered = answer(**engine, *input, flags.sampling, flags.max_tokens, on_piece);
+  if (!answered.ok()) {
     printer.finish();
-    return report(answer.error());
+    return report(answered.error());
   }
   if (flags.json) {
-    fmt::print("{}\n", json_line(answer_as_json(*answer, load_s)));
+    fmt::print("{}\n", json_line(answer_as_json(*answered, load_s)));
   } else {
     printer.finish();
   }
-  if (!flags.quiet) print_statistics(*answer, load_s);
+  if (!flags.quiet) print_statistics(*answered, load_s);
   return kExitDone;
 }
 
@@ -282,39 +263,42 @@ Command add_run_command(CLI::App& app) {
   run_app->add_option("--max-tokens", flags->max_tokens, "Most tokens to generate")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
-  run_app->add_option("--temperature", flags->temperature, "0 is greedy (default: the model's)")
+  run_app->add_option("--temperature", flags->sampling.temperature, "0 is greedy (default: the model's)")
       ->check(CLI::Range(0.0, 100.0));
   run_app
-      ->add_option("--top-k", flags->top_k, "Sample among the K likeliest, 0 is off (default: the model's)")
+      ->add_option("--top-k", flags->sampling.top_k,
+                   "Sample among the K likeliest, 0 is off (default: the model's)")
       ->check(CLI::NonNegativeNumber);
   run_app
-      ->add_option("--top-p", flags->top_p, "Sample among the likeliest that sum to P (default: the model's)")
+      ->add_option("--top-p", flags->sampling.top_p,
+                   "Sample among the likeliest that sum to P (default: the model's)")
       ->check(CLI::Range(0.0, 1.0));
-  run_app->add_option("--min-p", flags->min_p, "Drop tokens less likely than P times the likeliest")
+  run_app->add_option("--min-p", flags->sampling.min_p, "Drop tokens less likely than P times the likeliest")
       ->check(CLI::Range(0.0, 1.0));
   run_app
-      ->add_option("--repetition-penalty", flags->repetition_penalty, "Above 1: seen tokens are less likely")
+      ->add_option("--repetition-penalty", flags->sampling.repetition_penalty,
+                   "Above 1: seen tokens are less likely")
       ->check(CLI::Range(0.01, 100.0));
   run_app
-      ->add_option("--presence-penalty", flags->presence_penalty,
+      ->add_option("--presence-penalty", flags->sampling.presence_penalty,
                    "Subtracted once per token already generated")
       ->check(CLI::Range(-2.0, 2.0));
   run_app
-      ->add_option("--frequency-penalty", flags->frequency_penalty,
+      ->add_option("--frequency-penalty", flags->sampling.frequency_penalty,
                    "Subtracted per use of a token already generated")
       ->check(CLI::Range(-2.0, 2.0));
-  run_app->add_option("--seed", flags->seed, "Same seed, same text (default: random)");
-  run_app->add_option("--dtype", flags->load.dtype, "Activations: auto (bfloat16), bfloat16 or float32")
+  run_app->add_option("--seed", flags->sampling.seed, "Same seed, same text (default: random)");
+  run_app->add_option("--dtype", flags->engine.dtype, "Activations: auto (bfloat16), bfloat16 or float32")
       ->capture_default_str();
   run_app
-      ->add_option("--kv-cache-dtype", flags->load.kv_cache_dtype,
+      ->add_option("--kv-cache-dtype", flags->engine.kv_cache_dtype,
                    "auto (the checkpoint's), bfloat16, fp8 or float32")
       ->capture_default_str();
   run_app
-      ->add_option("--max-model-len", flags->load.max_model_len,
+      ->add_option("--max-model-len", flags->engine.max_model_len,
                    "Most tokens of prompt and answer (default: the model's)")
       ->check(CLI::PositiveNumber);
-  run_app->add_option("--threads", flags->load.n_threads, "CPU threads (default: one per usable core)")
+  run_app->add_option("--threads", flags->engine.n_threads, "CPU threads (default: one per usable core)")
       ->check(CLI::Range(1, 1024));
   run_app->add_flag("--json", flags->json, "Print one JSON object instead of streaming");
   run_app->add_flag("--quiet", flags->quiet, "No notes and no statistics on stderr");
