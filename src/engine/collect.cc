@@ -83,7 +83,7 @@ void Scheduler::Impl::collect_row(const Row& row, SampledToken* sampled, PromptL
 
 void Scheduler::Impl::take_prompt_logprobs(Sequence& sequence, const Row& row, PromptLogprobs& logprobs) {
   PromptLogprobs& all = sequence.prompt_logprobs;
-  if (row.begin > 0) all.top.pop_back();  // this chunk repeats the row
+  if (!all.top.empty()) all.top.pop_back();  // this chunk repeats the row
   std::ranges::move(logprobs.token, std::back_inserter(all.token));
   std::ranges::move(logprobs.top, std::back_inserter(all.top));
   if (row.end < sequence.n_prompt()) return;

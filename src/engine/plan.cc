@@ -94,9 +94,13 @@ Scheduler::Impl::Outcome Scheduler::Impl::plan_prefill(Sequence& sequence, Step&
   const int n_prompt = sequence.n_prompt();
   const bool logprobs = sequence.wants_prompt_logprobs();
   // The last row of a chunk has no successor to tell the log-probability of, so the next chunk repeats it.
-  const int begin = sequence.n_submitted - (logprobs && sequence.n_submitted > 0 ? 1 : 0);
-  int count = std::min(n_prompt - begin, budget);
-  if (options_.long_prefill_chunk > 0) count = std::min(count, std::max(2, options_.long_prefill_chunk));
+  // The repeated position comes on top of the budget, where the backend has room for it.
+  const int repeated = logprobs && sequence.n_submitted > 0 ? 1 : 0;
+  const int begin = sequence.n_submitted - repeated;
+  int count = budget;
+  if (options_.long_prefill_chunk > 0) count = std::min(count, options_.long_prefill_chunk);
+  const int used = options_.max_num_batched_tokens - budget;
+  count = std::min({n_prompt - begin, count + repeated, backend_.info().max_step_tokens - used});
   int end = begin + count;
   if (end <= sequence.n_submitted) return Outcome::kGood;
   const Outcome outcome = find_pages(sequence, end, step);

@@ -109,7 +109,7 @@ Result<void> Scheduler::Impl::check(const SequenceRequest& request) const {
         "max_tokens");
   }
   JEWEL_TRY(check_images(request));
-  if (request.n_prompt_logprobs >= 0 && options_.max_num_batched_tokens < 2) {
+  if (request.n_prompt_logprobs >= 0 && backend_.info().max_step_tokens < 2) {
     return unsupported("prompt_logprobs: steps of one token cannot tell a successor; allow at least 2",
                        "prompt_logprobs");
   }
