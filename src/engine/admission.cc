@@ -99,8 +99,10 @@ Scheduler::Impl::Admission Scheduler::Impl::try_admit(Sequence& sequence) {
   cache_.take(hit, sequence.pages);
   sequence.path.assign(hit.path.begin(), hit.path.end());
   const int first_chunk = std::min(n_known - hit.n_pages() * kPageTokens, options_.max_num_batched_tokens);
-  const int sliding_pages = std::min(pages_of(first_chunk), pages_of(window_)) + 1;
-  if (!has_room(sequence.pages.missing_full(n_known), std::min(sliding_pages, pages_of(n_known))) ||
+  // Alone it is never refused for what it may want later: its chunks are cut to the pages there are.
+  const int to_come = pages_of(n_known) - hit.n_pages();
+  const int wanted = running_.empty() ? 1 : std::min(pages_of(first_chunk), pages_of(window_)) + 1;
+  if (!has_room(sequence.pages.missing_full(n_known), std::min(wanted, to_come)) ||
       !make_room(LayerType::kFull, sequence.pages.missing_full(n_known))) {
     sequence.pages.release_all();
     cache_.let_go(sequence.path);
@@ -248,8 +250,11 @@ Scheduler::Impl::Admission Scheduler::Impl::try_swap_in(Sequence& sequence) {
     cache_.let_go(sequence.path);
   };
   const int missing_full = sequence.pages.missing_full(std::max(n_known, swapped.n_full * kPageTokens));
-  if (!has_room(missing_full, swapped.n_sliding + 1) || !make_room(LayerType::kFull, missing_full) ||
-      !make_room(LayerType::kSliding, swapped.n_sliding)) {
+  // One more, unless it is alone and its last page has room.
+  const bool page_full = sequence.n_collected == swapped.n_full * kPageTokens;
+  const int more_sliding = running_.empty() && !page_full ? 0 : 1;
+  if (!has_room(missing_full, swapped.n_sliding + more_sliding) ||
+      !make_room(LayerType::kFull, missing_full) || !make_room(LayerType::kSliding, swapped.n_sliding)) {
     undo();
     return Admission::kBlocked;
   }

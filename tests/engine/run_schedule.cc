@@ -230,10 +230,10 @@ class Runner {
     if (backend.n_steps_in_flight() != 0) fail("a step was never collected");
     scheduler_->clear_cache();
     scheduler_->check_books();
-    if (stats.full_pages.cached != 0 || stats.sliding_pages.cached != 0 || backend.n_live_features() != 0)
+    const SchedulerStats& cleared = scheduler_->stats();
+    if (cleared.full_pages.cached != 0 || cleared.sliding_pages.cached != 0 || backend.n_live_features() != 0)
       fail(fmt::format("after clear_cache(): {} full and {} sliding pages cached, {} features held",
-                       scheduler_->stats().full_pages.cached, scheduler_->stats().sliding_pages.cached,
-                       backend.n_live_features()));
+                       cleared.full_pages.cached, cleared.sliding_pages.cached, backend.n_live_features()));
   }
 
   const Schedule& schedule_;

@@ -39,34 +39,41 @@ class FakeMask : public TokenMask {
   std::array<uint32_t, 2> words_{};
 };
 
-// Ids that the thinking budget says next, by its definition alone.
+// The thinking budget by its definition: at most so many ids between start and end in the whole answer; then
+// the end is said, and no thought is begun again.
 class ThinkingOracle {
  public:
   explicit ThinkingOracle(const ThinkingBudget& budget) : budget_(budget), open_(budget.open) {}
-  TokenId forced() const {
-    return open_ && n_ >= budget_.max_tokens ? budget_.forced.at(static_cast<size_t>(said_)) : -1;
+  // Bits of the ids that may come next; nothing: all.
+  std::span<const uint32_t> allowed() {
+    if (n_ < budget_.max_tokens || (!open_ && budget_.start < 0)) return {};
+    const TokenId id = open_ ? budget_.forced.at(static_cast<size_t>(said_)) : budget_.start;
+    words_ = {};
+    words_[static_cast<size_t>(id) / 32] = 1U << (id % 32);
+    if (!open_) words_ = {~words_[0], ~words_[1]};
+    return words_;
   }
   void accept(TokenId id) {
-    if (forced() >= 0) {
-      if (++said_ == static_cast<int>(budget_.forced.size())) close();
-    } else if (!open_ && id == budget_.start) {
-      open_ = true;
-    } else if (open_ && id == budget_.end) {
-      close();
-    } else if (open_) {
+    if (!open_) {
+      open_ = id == budget_.start;
+      return;
+    }
+    const bool forced = n_ >= budget_.max_tokens;
+    said_ += forced ? 1 : 0;
+    if (id == budget_.end || said_ == static_cast<int>(budget_.forced.size())) {
+      open_ = false;
+      said_ = 0;
+    } else if (!forced) {
       ++n_;
     }
   }
 
  private:
-  void close() {
-    open_ = false;
-    n_ = said_ = 0;
-  }
   ThinkingBudget budget_;
   bool open_;
   int n_ = 0;
   int said_ = 0;
+  std::array<uint32_t, 2> words_{};
 };
 
 bool repeats(const RepetitionGuard& guard, const std::vector<TokenId>& tokens) {
@@ -119,14 +126,14 @@ void add_text(Dice& dice, Stem& stem, int n) {
   stem.ends.push_back(static_cast<int>(stem.tokens.size()));
 }
 
-void add_sampling(Dice& dice, PlannedRequest& request) {
+void add_sampling(Dice& dice, PlannedRequest& request, bool crowded) {
   if (dice.one_in(2)) request.sampling.temperature = 0;
   request.sampling.seed = dice.next() % 5;
   if (dice.one_in(6)) request.sampling.n_logprobs = dice.below(3);
   request.sampling.never = {kFakeImageToken};
   if (dice.one_in(8)) request.sampling.never.push_back(dice.between(3, 7));
   if (!dice.one_in(3)) request.stop_token_ids = {kStopA, kStopB};
-  request.max_tokens = dice.one_in(6) ? dice.between(20, 48) : dice.between(1, 16);
+  request.max_tokens = crowded || dice.one_in(6) ? dice.between(16, 64) : dice.between(1, 16);
   if (dice.one_in(5)) request.min_tokens = dice.below(request.max_tokens + 1);
   if (dice.one_in(6)) {
     request.mask_seed = dice.next() | 1;
@@ -142,7 +149,7 @@ void add_sampling(Dice& dice, PlannedRequest& request) {
 }
 
 PlannedRequest random_request(Dice& dice, const std::vector<Stem>& stems,
-                              const std::vector<PlannedRequest>& before) {
+                              const std::vector<PlannedRequest>& before, bool crowded) {
   PlannedRequest request;
   Stem prompt;
   if (!before.empty() && dice.one_in(4)) {  // the next turn of an earlier one
@@ -174,7 +181,7 @@ PlannedRequest random_request(Dice& dice, const std::vector<Stem>& stems,
   const auto again = std::ranges::unique(request.resume_points);
   request.resume_points.erase(again.begin(), again.end());
 
-  add_sampling(dice, request);
+  add_sampling(dice, request, crowded);
   if (dice.one_in(5)) request.cancelled_after = dice.below(20);
   if (dice.one_in(8)) request.deadline_after = dice.below(30);
   if (dice.one_in(10)) request.sink_stops_after = dice.between(1, 10);
@@ -228,7 +235,7 @@ Schedule random_schedule(uint64_t seed) {
   Dice dice(seed);
   Schedule schedule{.seed = seed};
   schedule.window = std::array{16, 24, 32, 48}[static_cast<size_t>(dice.below(4))];
-  schedule.backend.max_slots = dice.between(1, 6);
+  schedule.backend.max_slots = dice.one_in(8) ? 1 : dice.between(2, 6);
   schedule.backend.max_step_tokens = dice.one_in(3) ? dice.between(6, 16) : dice.between(16, 64);
   schedule.backend.sliding_window = schedule.window;
   schedule.backend.vocab_size = kFakeVocabulary;
@@ -240,26 +247,32 @@ Schedule random_schedule(uint64_t seed) {
       dice.one_in(4) ? add_image(dice, stem) : add_text(dice, stem, dice.between(4, 24));
     }
   }
+  // Half of the schedules are made to run out of pages: long answers at once, in hardly more than one needs.
+  const bool crowded = dice.one_in(2);
   KvSizes largest;
   const int n_requests = dice.one_in(4) ? dice.between(6, 12) : dice.between(1, 6);
   int arrives = 0;
   for (int i = 0; i < n_requests; ++i) {
-    PlannedRequest& request = schedule.requests.emplace_back(random_request(dice, stems, schedule.requests));
-    if (!dice.one_in(3)) arrives += dice.below(dice.one_in(4) ? 30 : 5);
+    PlannedRequest& request =
+        schedule.requests.emplace_back(random_request(dice, stems, schedule.requests, crowded));
+    if (!crowded && !dice.one_in(3)) arrives += dice.below(dice.one_in(4) ? 30 : 5);
+    if (crowded && dice.one_in(4)) arrives += dice.below(12);
     request.arrives = arrives;
-    const KvSizes needed = SequencePages::needed(static_cast<int>(request.prompt.size()) + request.max_tokens,
-                                                 schedule.backend.max_step_tokens, schedule.window);
+    const KvSizes needed =
+        SequencePages::needed(static_cast<int>(request.prompt.size()) + request.max_tokens,
+                              crowded ? kPageTokens : schedule.backend.max_step_tokens, schedule.window);
     largest.n_full_pages = std::max(largest.n_full_pages, needed.n_full_pages);
     largest.n_sliding_pages = std::max(largest.n_sliding_pages, needed.n_sliding_pages);
   }
-  const int slack = dice.one_in(3) ? 0 : dice.one_in(2) ? dice.below(6) : dice.below(40);
+  const int slack = dice.one_in(3) ? 0 : crowded || dice.one_in(2) ? dice.below(6) : dice.below(40);
   SchedulerOptions& options = schedule.options;
-  options.kv = {.n_full_pages = largest.n_full_pages + 2 + dice.below(slack + 1),
-                .n_sliding_pages = largest.n_sliding_pages + 2 + dice.below(slack + 1)};
+  options.kv = {.n_full_pages = largest.n_full_pages + dice.below(slack + 1),
+                .n_sliding_pages = largest.n_sliding_pages + dice.below(slack + 1)};
   options.max_num_seqs = dice.one_in(3) ? dice.between(1, schedule.backend.max_slots) : 0;
   options.max_num_batched_tokens =
       dice.one_in(3) ? dice.between(schedule.backend.max_slots, schedule.backend.max_step_tokens) : 2048;
-  options.max_num_batched_tokens = std::max(options.max_num_batched_tokens, schedule.backend.max_slots);
+  // Prompt log-probabilities need two: a token and its successor.
+  options.max_num_batched_tokens = std::max({options.max_num_batched_tokens, schedule.backend.max_slots, 2});
   if (dice.one_in(4)) options.long_prefill_chunk = dice.between(1, 24);
   options.one_ahead = !dice.one_in(3);
   options.prefix_cache = !dice.one_in(6);
@@ -284,7 +297,6 @@ ExpectedAnswer expected_answer(const PlannedRequest& request) {
   FakeMask mask(request.mask_seed, request.mask_fails_after);
   ThinkingOracle thinking(request.thinking.value_or(ThinkingBudget{}));
   for (int i = 1; i <= request.max_tokens; ++i, ++position) {
-    std::array<uint32_t, 2> one{};
     std::span<const uint32_t> allowed;
     if (request.mask_seed != 0) {
       const auto words = mask.allowed();
@@ -294,11 +306,7 @@ ExpectedAnswer expected_answer(const PlannedRequest& request) {
       }
       allowed = *words;
     }
-    const TokenId forced = thinking.forced();
-    if (forced >= 0) {
-      one[static_cast<size_t>(forced) / 32] |= 1U << (forced % 32);
-      allowed = one;
-    }
+    if (request.thinking) allowed = thinking.allowed();
     const TokenId id = fake_next_token(prefix, position, params_hash, params, allowed, kFakeVocabulary);
     answer.tokens.push_back(id);
     answer.logprobs.push_back(fake_logprob(prefix, id));
