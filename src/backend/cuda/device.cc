@@ -1,0 +1,111 @@
+#include "backend/cuda/device.h"
+
+#include <fmt/format.h>
+
+namespace jewel::cuda {
+
+Error cuda_error(cudaError_t code, std::string_view doing) {
+  cudaGetLastError();  // clears a launch's error, so that the next call is not blamed for it
+  return unavailable(fmt::format("CUDA: {}: {}", doing, cudaGetErrorString(code)));
+}
+
+Result<DeviceInfo> open_device(int index) {
+  int driver = 0, n_devices = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  if (driver == 0)
+    return unavailable("CUDA: no NVIDIA driver on this machine; install one, or use --device cpu");
+  const cudaError_t counted = cudaGetDeviceCount(&n_devices);
+  if (counted == cudaErrorInsufficientDriver) {
+    return unavailable(
+        fmt::format("CUDA: the driver is for CUDA {}.{}, and this program needs {}.{} or newer; update "
+                    "the driver, or use --device cpu",
+                    driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10));
+  }
+  if (counted != cudaSuccess || n_devices == 0) {
+    return unavailable(fmt::format("CUDA: no device ({}); use --device cpu", cudaGetErrorString(counted)));
+  }
+  if (index < 0 || index >= n_devices) {
+    return unavailable(fmt::format("CUDA: found {} device{}, expected device {}", n_devices,
+                                   n_devices == 1 ? "" : "s", index));
+  }
+  // A thread that waits for a step sleeps; it must not keep a core busy.
+  cudaSetDeviceFlags(cudaDeviceScheduleBlockingSync);
+  JEWEL_CUDA_TRY(cudaSetDevice(index), "opening the device");
+  cudaDeviceProp properties{};
+  JEWEL_CUDA_TRY(cudaGetDeviceProperties(&properties, index), "reading the device's properties");
+  DeviceInfo info{.index = index,
+                  .name = properties.name,
+                  .major = properties.major,
+                  .minor = properties.minor,
+                  .n_sms = properties.multiProcessorCount};
+  if (info.major < 8 || info.major > 9) {
+    return unsupported(
+        fmt::format("CUDA: {} has compute capability {}.{}; this program has kernels for 8.0 to 9.0 "
+                    "(Ampere, Ada, Hopper); use --device cpu",
+                    info.name, info.major, info.minor));
+  }
+  JEWEL_CUDA_TRY(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "reading the device's memory");
+  return info;
+}
+
+Result<DeviceBuffer> DeviceBuffer::make(size_t bytes, std::string_view what) {
+  DeviceBuffer buffer;
+  if (bytes == 0) return buffer;
+  void* data = nullptr;
+  if (const cudaError_t code = cudaMalloc(&data, bytes); code != cudaSuccess) {
+    size_t free = 0, total = 0;
+    cudaGetLastError();
+    if (code != cudaErrorMemoryAllocation || cudaMemGetInfo(&free, &total) != cudaSuccess) {
+      return cuda_error(code, fmt::format("memory for {}", what));
+    }
+    return unavailable(
+        fmt::format("CUDA: {} need{} {:.2f} GB and {:.2f} of {:.2f} GB are free; free the card, or lower "
+                    "max_num_seqs, max_model_len or prefix_cache_gib, or use --ple host",
+                    what, what.ends_with('s') ? "" : "s", static_cast<double>(bytes) / 1e9,
+                    static_cast<double>(free) / 1e9, static_cast<double>(total) / 1e9));
+  }
+  buffer.data_ = static_cast<std::byte*>(data);
+  buffer.bytes_ = bytes;
+  return buffer;
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_) cudaFree(data_);
+}
+
+Result<PinnedBuffer> PinnedBuffer::make(size_t bytes) {
+  PinnedBuffer buffer;
+  void* data = nullptr;
+  JEWEL_CUDA_TRY(cudaMallocHost(&data, bytes), fmt::format("{} bytes of page-locked host memory", bytes));
+  buffer.data_ = static_cast<std::byte*>(data);
+  buffer.bytes_ = bytes;
+  return buffer;
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_) cudaFreeHost(data_);
+}
+
+Result<Stream> Stream::make() {
+  Stream stream;
+  JEWEL_CUDA_TRY(cudaStreamCreateWithFlags(&stream.stream_, cudaStreamNonBlocking), "making a stream");
+  return stream;
+}
+
+Stream::~Stream() {
+  if (stream_) cudaStreamDestroy(stream_);
+}
+
+Result<Event> Event::make(bool blocking) {
+  Event event;
+  const unsigned flags = cudaEventDisableTiming | (blocking ? cudaEventBlockingSync : 0u);
+  JEWEL_CUDA_TRY(cudaEventCreateWithFlags(&event.event_, flags), "making an event");
+  return event;
+}
+
+Event::~Event() {
+  if (event_) cudaEventDestroy(event_);
+}
+
+}  // namespace jewel::cuda

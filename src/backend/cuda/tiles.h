@@ -1,0 +1,46 @@
+// Weights from the checkpoint's rows to fragment tiles (decode_product.h, prefill_product.h), on the device.
+//
+// A source is a block of whole rows, row-major, in staging memory. Where a row goes among the tiles' rows is
+// the row map: products that are fused (q, k and v; gate and up) are rows of one matrix.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+namespace jewel::cuda {
+
+enum class RowOrder : uint8_t {
+  kPlain,  // row r → first + r
+  kGate,   // row r → 16 (r / 8) + r % 8
+  kUp,     // row r → 16 (r / 8) + 8 + r % 8
+};
+
+struct TileRows {
+  const void* rows = nullptr;  // [n, k], FP8 or BF16
+  int64_t first_row = 0;       // of `rows` in its tensor
+  int n = 0;
+  int k = 0;
+  bool fp8 = false;
+  RowOrder order = RowOrder::kPlain;
+  int64_t base = 0;       // kPlain: the tiles' row of the tensor's row 0
+  void* tiles = nullptr;  // FP8 tiles where fp8 or to_fp8, else BF16 ones
+  // BF16 rows become FP8 with one scale a row, amax / 448 (the head, --lm-head-dtype fp8).
+  bool to_fp8 = false;
+  float* row_scale = nullptr;  // to_fp8: written, by the tiles' rows
+};
+
+cudaError_t launch_tile_rows(const TileRows& tile, cudaStream_t stream);
+
+// row_scale[map(r)] = scale[r], or scale[0] for every r where n_scales is 1.
+struct ScatterScales {
+  const float* scale = nullptr;
+  int n_scales = 0;
+  int n = 0;
+  RowOrder order = RowOrder::kPlain;
+  int64_t base = 0;
+  float* row_scale = nullptr;
+};
+cudaError_t launch_scatter_scales(const ScatterScales& scatter, cudaStream_t stream);
+
+}  // namespace jewel::cuda
