@@ -20,6 +20,7 @@ using Command = std::function<int()>;
 Command add_run_command(CLI::App& app);
 Command add_inspect_command(CLI::App& app);
 Command add_quantize_command(CLI::App& app);
+Command add_bench_command(CLI::App& app);
 Command add_pull_command(CLI::App& app);
 
 // Prints "jewel: error: …" on stderr; returns kExitError.

@@ -4,8 +4,10 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -33,11 +35,14 @@ double seconds(EngineTime time) {
 
 struct EngineLoop::Impl {
   std::unique_ptr<Scheduler> scheduler;  // the thread's own, but for check() and options()
+  int max_waiting = 0;                   // kept here, so that whoever was accepted is not refused later
+  size_t n_opened = 0;                   // submits opened since the last publish(); the thread's own
 
   std::mutex mutex;  // guards what follows
   std::condition_variable wake;
   std::vector<Mail> mailbox;
-  size_t n_submits_in_mailbox = 0;
+  // Submits that no published count of waiting sequences has in it yet: with it, never less than the line.
+  size_t n_unpublished = 0;
   bool closed = false;  // no submit from now on
   std::optional<Shutdown> stop;
 
@@ -62,7 +67,6 @@ void EngineLoop::Impl::open_mail(std::vector<Mail>& mail) {
   if (!has_mail.load(std::memory_order_acquire)) return;
   const std::lock_guard lock(mutex);
   mail.swap(mailbox);
-  n_submits_in_mailbox = 0;
   has_mail.store(false, std::memory_order_relaxed);
 }
 
@@ -72,8 +76,14 @@ void EngineLoop::Impl::sleep_until_mail() {
 }
 
 void EngineLoop::Impl::publish(const EngineStats& stats) {
-  const std::lock_guard lock(stats_mutex);
-  published = stats;
+  {
+    const std::lock_guard lock(stats_mutex);
+    published = stats;
+  }
+  if (n_opened == 0) return;
+  const std::lock_guard lock(mutex);
+  n_unpublished -= n_opened;
+  n_opened = 0;
 }
 
 void EngineLoop::Impl::run() {
@@ -87,6 +97,7 @@ void EngineLoop::Impl::run() {
         scheduler->cancel(cancelled->id, cancelled->reason);
         continue;
       }
+      ++n_opened;
       auto& [request, sink] = std::get<Submit>(letter);
       const SequenceId id = request.id;
       auto added = scheduler->add(std::move(request), sink);
@@ -134,6 +145,7 @@ EngineLoop::~EngineLoop() {
 Result<std::unique_ptr<EngineLoop>> EngineLoop::start(Backend& backend, const ModelConfig& config,
                                                       SchedulerOptions options) {
   auto impl = std::make_unique<Impl>();
+  impl->max_waiting = std::exchange(options.max_waiting, std::numeric_limits<int>::max());
   JEWEL_ASSIGN(impl->scheduler, Scheduler::make(backend, config, std::move(options)));
   impl->published.scheduler = impl->scheduler->stats();
   Impl* inside = impl.get();
@@ -149,21 +161,18 @@ Result<SequenceId> EngineLoop::submit(SequenceRequest request, std::shared_ptr<S
   }
   const SequenceId id = impl_->next_id.fetch_add(1);
   request.id = id;
-  int waiting = 0;
-  {
-    const std::lock_guard lock(impl_->stats_mutex);
-    waiting = impl_->published.scheduler.waiting;
-  }
   {
     const std::lock_guard lock(impl_->mutex);
     if (impl_->closed) return unavailable("the engine is shutting down and takes no new requests");
-    if (static_cast<size_t>(waiting) + impl_->n_submits_in_mailbox >=
-        static_cast<size_t>(options.max_waiting)) {
+    // Read while no count can leave n_unpublished: what is published a moment later is counted twice, never
+    // not at all.
+    const size_t waiting = impl_->n_unpublished + static_cast<size_t>(stats().scheduler.waiting);
+    if (waiting >= static_cast<size_t>(impl_->max_waiting)) {
       return unavailable(fmt::format("{} requests are waiting already, the limit is {}; try again later",
-                                     waiting, options.max_waiting));
+                                     waiting, impl_->max_waiting));
     }
     impl_->mailbox.emplace_back(Submit{std::move(request), std::move(sink)});
-    ++impl_->n_submits_in_mailbox;
+    ++impl_->n_unpublished;
     impl_->has_mail.store(true, std::memory_order_release);
   }
   impl_->wake.notify_one();
