@@ -336,6 +336,10 @@ Result<PreparedRequest> Preparer::prepare(const Request& request) {
                           .end = special.channel_close,
                           .max_tokens = *request.thinking_budget,
                           .open = OutputParser(prompts.tokenizer(), special, prompt.ids).in_reasoning()};
+    if (!budget.open) {  // the channel's label is no thought
+      JEWEL_ASSIGN(const auto label, prompts.tokenizer().encode("thought\n", SpecialTokens::kAsText));
+      budget.max_tokens += static_cast<int>(label.size());
+    }
     if (const auto newline = prompts.tokenizer().id_of("\n")) budget.forced.push_back(*newline);
     budget.forced.push_back(special.channel_close);
     sequence.thinking_budget = std::move(budget);
