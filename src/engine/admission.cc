@@ -15,6 +15,8 @@ constexpr int kMinSharedPages = 4;
 // A refused head of the line is looked at again after so many steps, if nothing was given back before:
 // sliding pages come free silently.
 constexpr uint64_t kBlockedSteps = 16;
+// Ids of an answer that have their place from the beginning; 16 KiB.
+constexpr int kReservedOutput = 4096;
 
 // How many leading keys two chains have in common; since each key covers all before, one probe tells.
 int common_pages(std::span<const Digest> a, std::span<const Digest> b, int limit) {
@@ -180,6 +182,8 @@ void Scheduler::Impl::start_running(Sequence& sequence) {
   free_slots_.pop_back();
   backend_.begin_sequence(sequence.slot, request.sampling, request.prompt, sequence.output);
   sequence.pages.reserve(pages_of(sequence.n_prompt() + request.max_tokens));
+  // Answers of many sequences grow together; so that they do not all move in the same step.
+  sequence.output.reserve(static_cast<size_t>(std::min(request.max_tokens, kReservedOutput)));
   sequence.pages.grow_full(sequence.n_known());
   sequence.first_image = 0;
   sequence.state = Sequence::State::kRunning;
