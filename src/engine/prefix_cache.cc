@@ -188,11 +188,15 @@ bool PrefixCache::checkpoint(std::span<Node* const> path, int n_pages, const Seq
 }
 
 void PrefixCache::supersede(std::span<Node* const> path, int from) {
-  for (size_t i = 0; i < std::min(path.size(), static_cast<size_t>(std::max(0, from))); ++i) {
+  bool branches = false;  // between here and the next checkpoint
+  for (size_t i = path.size(); i-- > 0;) {
     const Node* node = path[i];
-    if (node->checkpoint < 0 || node->n_children > 1) continue;  // others branch off here
+    branches = branches || node->n_children > 1;
+    if (node->checkpoint < 0) continue;
     Checkpoint& checkpoint = checkpoints_[static_cast<size_t>(node->checkpoint)];
-    if (checkpoint.kind == Kind::kEnd) checkpoint.superseded = true;
+    if (static_cast<int>(i) < from && !branches && checkpoint.kind == Kind::kEnd)
+      checkpoint.superseded = true;
+    branches = false;
   }
 }
 
