@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <climits>
 
-#include "backend/cuda/prefill_product_kernel.h"
+#include "backend/cuda/prefill_product_task.h"
 
 namespace jewel::cuda {
 namespace {
@@ -46,6 +46,37 @@ int tile_tokens(const PrefillProduct& p, std::initializer_list<int> widths) {
   return best;
 }
 
+struct MapOf {
+  const void* data;
+  CUtensorMapDataType type;
+  int64_t columns, rows, row_bytes;
+  int box_columns, box_rows;
+  CUtensorMapSwizzle swizzle;
+};
+
+// Under a microsecond of host time, so that maps need not be kept beside the buffers. What lies outside of
+// the matrix reads as zeros.
+cudaError_t make_map(const MapOf& of, CUtensorMap* map) {
+  using Encode = decltype(&cuTensorMapEncodeTiled);
+  static const Encode encode = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    const cudaError_t error =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
+    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(entry)
+                                                                        : nullptr;
+  }();
+  if (encode == nullptr) return cudaErrorNotSupported;
+  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(of.columns), static_cast<cuuint64_t>(of.rows)};
+  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(of.row_bytes)};
+  const cuuint32_t box[2] = {static_cast<cuuint32_t>(of.box_columns), static_cast<cuuint32_t>(of.box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult result = encode(map, of.type, 2, const_cast<void*>(of.data), sizes, strides, box, steps,
+                                 CU_TENSOR_MAP_INTERLEAVE_NONE, of.swizzle,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
 }  // namespace
 
 int multiprocessors() {
@@ -58,29 +89,31 @@ int multiprocessors() {
   return count;
 }
 
-cudaError_t make_activation_map(const PrefillProduct& product, int box_rows, CUtensorMap* map) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    const cudaError_t error =
-        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found);
-    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(entry)
-                                                                        : nullptr;
-  }();
-  if (encode == nullptr) return cudaErrorNotSupported;
+cudaError_t make_token_map(const PrefillProduct& product, int box_rows, CUtensorMap* map) {
   const bool fp8 = product.x_scale != nullptr;
-  const cuuint64_t bytes = fp8 ? 1 : 2;
-  const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(product.weight.in),
-                               static_cast<cuuint64_t>(product.rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(product.x_stride) * bytes};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(128 / bytes), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  const CUresult result = encode(map, fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                                 2, const_cast<void*>(product.x), sizes, strides, box, steps,
-                                 CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  return result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+  return make_map({.data = product.x,
+                   .type = fp8 ? CU_TENSOR_MAP_DATA_TYPE_UINT8 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                   .columns = product.weight.in,
+                   .rows = product.rows,
+                   .row_bytes = product.x_stride * (fp8 ? 1 : 2),
+                   .box_columns = fp8 ? 128 : 64,
+                   .box_rows = box_rows,
+                   .swizzle = CU_TENSOR_MAP_SWIZZLE_128B},
+                  map);
+}
+
+cudaError_t make_weight_map(const PrefillProduct& product, int row_tile_bytes, CUtensorMap* map) {
+  const int64_t bytes = int64_t{product.weight.in} * (product.weight.format == WeightFormat::kBF16 ? 32 : 16);
+  return make_map(
+      {.data = product.weight.tiles,
+       .type = row_tile_bytes == 1024 ? CU_TENSOR_MAP_DATA_TYPE_INT32 : CU_TENSOR_MAP_DATA_TYPE_INT64,
+       .columns = bytes / (row_tile_bytes / 256),
+       .rows = product.weight.out / 16,
+       .row_bytes = bytes,
+       .box_columns = 256,
+       .box_rows = 8,
+       .swizzle = CU_TENSOR_MAP_SWIZZLE_NONE},
+      map);
 }
 
 ProductTask make_task(const PrefillProduct& p, int tokens) {

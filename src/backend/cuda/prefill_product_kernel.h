@@ -7,7 +7,7 @@
 //   tile cluster   two blocks with neighbouring outputs and the same tokens: each loads half of the tokens'
 //   box for both stage     128 bytes of each token's row (64 BF16 or 128 E4M3 columns) by TMA with 128-byte
 //   swizzle, and the same
-//             columns of 8 fragment tiles of weights, which are contiguous (1 or 2 KB each), by bulk copies
+//             columns of 8 fragment tiles of weights (1 or 2 KB each) by a second copy
 //   weights   a lane's fragment is one 16-byte load from shared memory for 32 columns of E4M3, widened to
 //   BF16 in
 //             registers while the previous wgmma runs
@@ -25,30 +25,11 @@
 
 #include <cuda_bf16.h>
 
-#include "backend/cuda/prefill_product.h"
+#include "backend/cuda/prefill_product_task.h"
 #include "backend/cuda/prefill_ptx.h"
 #include "backend/cuda/prefill_values.h"
 
 namespace jewel::cuda {
-
-enum class ProductKind : uint8_t { kW8A16, kW16A16, kW8A8 };
-
-struct ProductTask {
-  const std::byte* tiles;
-  int out, in;                 // N, K
-  int rows;                    // tokens
-  int out_pairs, token_tiles;  // tiles: pairs of 128 outputs x token tiles
-  int group;                   // token tiles that are walked together
-  const float* row_scale;
-  const float2* row_clamp;
-  const float* x_scale;
-  ProductOut form;
-  void* result;
-  int64_t result_stride;
-  const float* factor;
-  int64_t factor_stride;
-  float out_min, out_max;
-};
 
 template <ProductKind kKind, int kTokens_, bool kPromote_>
 struct ProductTile {
@@ -67,7 +48,6 @@ struct ProductTile {
 };
 
 inline constexpr int kProductThreads = 384;
-inline constexpr int kProductOutputs = 256;  // of a cluster
 
 // Where a tile lies: pair of row blocks, token tile.
 __device__ __forceinline__ void locate_tile(const ProductTask& task, int tile, int& pair, int& token_tile) {
@@ -78,38 +58,29 @@ __device__ __forceinline__ void locate_tile(const ProductTask& task, int tile, i
   token_tile = group * task.group + rest % width;
 }
 
+// One thread keeps the stages filled: one copy of weights and one of tokens a stage. (Eight bulk copies of a
+// row tile each, issued by eight lanes, cost 1,300 cycles a stage: the instruction takes uniform registers,
+// so lanes go one by one.)
 template <class Tile>
-__device__ __forceinline__ void produce(const CUtensorMap& map, const ProductTask& task, uint32_t stages,
-                                        uint32_t full, uint32_t empty) {
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  const uint32_t rank = cluster_rank();
+__device__ __forceinline__ void produce(const CUtensorMap& token_map, const CUtensorMap& weight_map,
+                                        const ProductTask& task, uint32_t stages, uint32_t full,
+                                        uint32_t empty) {
+  const int rank = static_cast<int>(cluster_rank());
   const int n_stages = (task.in + Tile::kStageColumns - 1) / Tile::kStageColumns;
-  const int64_t row_tile_bytes = static_cast<int64_t>(task.in) * (Tile::kRowTileBytes / Tile::kStageColumns);
   const int tiles = task.out_pairs * task.token_tiles;
   uint32_t stage = 0, parity = 1;
   for (int tile = static_cast<int>(blockIdx.x / 2); tile < tiles; tile += static_cast<int>(gridDim.x / 2)) {
     int pair, token_tile;
     locate_tile(task, tile, pair, token_tile);
-    const int first_row_tile = pair * 16 + static_cast<int>(rank) * 8;
-    const int row_tiles = max(0, min(8, task.out / 16 - first_row_tile));
-    const int first_token = token_tile * Tile::kTokens + static_cast<int>(rank) * (Tile::kTokens / 2);
-    const std::byte* weights = task.tiles + (first_row_tile + lane) * row_tile_bytes;
+    const int row_tile = pair * 16 + rank * 8;
+    const int first_token = token_tile * Tile::kTokens + rank * (Tile::kTokens / 2);
     for (int k = 0; k < n_stages; ++k) {
       const uint32_t at = stages + stage * Tile::kStageBytes;
-      const uint32_t bytes =
-          static_cast<uint32_t>(min(static_cast<int64_t>(Tile::kRowTileBytes),
-                                    row_tile_bytes - static_cast<int64_t>(k) * Tile::kRowTileBytes));
       barrier_wait(empty + 8 * stage, parity);
-      if (lane == 0) barrier_expect_bytes(full + 8 * stage, Tile::kTokenBytes + bytes * row_tiles);
-      __syncwarp();
-      if (lane < row_tiles) {
-        copy_bulk(at + Tile::kTokenBytes + lane * Tile::kRowTileBytes,
-                  weights + static_cast<int64_t>(k) * Tile::kRowTileBytes, bytes, full + 8 * stage);
-      }
-      if (lane == 0) {
-        copy_box(at + rank * (Tile::kTokenBytes / 2), &map, k * Tile::kStageColumns, first_token,
-                 full + 8 * stage, 3);
-      }
+      barrier_expect_bytes(full + 8 * stage, Tile::kStageBytes);
+      copy_box_here(at + Tile::kTokenBytes, &weight_map, k * 256, row_tile, full + 8 * stage);
+      copy_box(at + rank * (Tile::kTokenBytes / 2), &token_map, k * Tile::kStageColumns, first_token,
+               full + 8 * stage, 3);
       if (++stage == Tile::kStages) stage = 0, parity ^= 1;
     }
   }
@@ -319,9 +290,17 @@ __device__ __forceinline__ void store_tile(const ProductTask& task, uint32_t sta
   named_barrier(1 + warpgroup, 128);  // the staging memory may be written again
 }
 
+// The attribute is an error for older architectures, where the kernel is empty and never launched.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define JEWEL_CLUSTER_OF_TWO
+#else
+#define JEWEL_CLUSTER_OF_TWO __cluster_dims__(2, 1, 1)
+#endif
+
 template <ProductKind kKind, int kTokens, bool kPromote>
-__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kProductThreads, 1)
-    prefill_product_kernel(const __grid_constant__ CUtensorMap map,
+__global__ void JEWEL_CLUSTER_OF_TWO __launch_bounds__(kProductThreads, 1)
+    prefill_product_kernel(const __grid_constant__ CUtensorMap token_map,
+                           const __grid_constant__ CUtensorMap weight_map,
                            const __grid_constant__ ProductTask task) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Tile = ProductTile<kKind, kTokens, kPromote>;
@@ -340,7 +319,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kProductThreads, 1)
 
   if (threadIdx.x >= 256) {
     give_registers<40>();
-    if (threadIdx.x < 288) produce<Tile>(map, task, stages, full, empty);
+    if (threadIdx.x == 256) produce<Tile>(token_map, weight_map, task, stages, full, empty);
   } else {
     take_registers<232>();
     const int warpgroup = static_cast<int>(threadIdx.x / 128);
@@ -359,21 +338,6 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kProductThreads, 1)
 #endif
 }
 
-// --- host
-
-// Launches the kernel of one kind with the given width of tiles; the three are defined in their own files,
-// since the compiler takes long over each.
-cudaError_t launch_sm90_w8a16(const PrefillProduct& product, int tokens, cudaStream_t stream);
-cudaError_t launch_sm90_w16a16(const PrefillProduct& product, int tokens, cudaStream_t stream);
-cudaError_t launch_sm90_w8a8(const PrefillProduct& product, int tokens, bool promote, cudaStream_t stream);
-cudaError_t launch_portable_product(const PrefillProduct& product,
-                                    cudaStream_t stream);  // prefill_product_portable.cu
-
-// The map of a row-major matrix of activations: boxes of 128 bytes x box_rows rows, 128-byte swizzle.
-cudaError_t make_activation_map(const PrefillProduct& product, int box_rows, CUtensorMap* map);
-ProductTask make_task(const PrefillProduct& product, int tokens);
-int multiprocessors();  // of the current device
-
 template <ProductKind kKind, int kTokens, bool kPromote = false>
 cudaError_t launch_sm90(const PrefillProduct& product, cudaStream_t stream) {
   using Tile = ProductTile<kKind, kTokens, kPromote>;
@@ -381,12 +345,14 @@ cudaError_t launch_sm90(const PrefillProduct& product, cudaStream_t stream) {
   static const cudaError_t ready =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
   if (ready != cudaSuccess) return ready;
-  CUtensorMap map;
-  if (const cudaError_t error = make_activation_map(product, kTokens / 2, &map); error != cudaSuccess)
-    return error;
+  CUtensorMap token_map, weight_map;
+  for (const cudaError_t error : {make_token_map(product, kTokens / 2, &token_map),
+                                  make_weight_map(product, Tile::kRowTileBytes, &weight_map)}) {
+    if (error != cudaSuccess) return error;
+  }
   const ProductTask task = make_task(product, kTokens);
   const int clusters = std::min(multiprocessors() / 2, task.out_pairs * task.token_tiles);
-  kernel<<<clusters * 2, kProductThreads, Tile::kSharedBytes, stream>>>(map, task);
+  kernel<<<clusters * 2, kProductThreads, Tile::kSharedBytes, stream>>>(token_map, weight_map, task);
   return cudaGetLastError();
 }
 

@@ -12,10 +12,6 @@
 
 namespace jewel::cuda {
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 // --- barriers in shared memory
 
 __device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals) {
@@ -34,7 +30,7 @@ __device__ __forceinline__ void barrier_arrive_if(uint32_t barrier, uint32_t ran
       "{\n.reg .b32 remote;\n.reg .pred p;\n"
       "setp.ne.b32 p, %2, 0;\n"
       "@p mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "@p mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
+      "@p mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
       "r"(rank), "r"(static_cast<int>(really))
       : "memory");
 }
@@ -81,10 +77,13 @@ __device__ __forceinline__ void give_registers() {
 
 // --- copies
 
-__device__ __forceinline__ void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
+// A box of a 2-D tensor to this block.
+__device__ __forceinline__ void copy_box_here(uint32_t to, const CUtensorMap* map, int column, int row,
+                                              uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+      "[%2];" ::"r"(to),
+      "l"(map), "r"(barrier), "r"(column), "r"(row)
       : "memory");
 }
 
@@ -97,19 +96,6 @@ __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap* map, in
       "{%3, %4}], [%2], %5;" ::"r"(to),
       "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(mask)
       : "memory");
-}
-
-__device__ __forceinline__ uint4 load_shared(uint32_t address) {
-  uint4 v;
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "r"(address)
-               : "memory");
-  return v;
-}
-
-__device__ __forceinline__ void store_shared(uint32_t address, float value) {
-  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
 
 // Four 8 x 8 matrices of 16-bit values, each written transposed; lane l names row l % 8 of matrix l / 8.

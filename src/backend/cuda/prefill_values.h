@@ -8,6 +8,23 @@
 
 namespace jewel::cuda {
 
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(address)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void store_shared(uint32_t address, float value) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
+
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
@@ -34,14 +51,6 @@ __device__ __forceinline__ void widen_e4m3x4(uint32_t bytes, uint32_t& low, uint
 __device__ __forceinline__ float gelu_tanh(float x) {
   const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
   return __fdividef(x, 1.0f + __expf(-2.0f * u));
-}
-
-// Two neighbouring groups of 8 BF16 values (columns 0..7 and 8..15 of a group of 16) in product order: slots
-// 0..7, 8..15.
-__device__ __forceinline__ void to_product_order(const uint4& low, const uint4& high, uint4& first,
-                                                 uint4& second) {
-  first = make_uint4(low.x, low.z, high.x, high.z);
-  second = make_uint4(low.y, low.w, high.y, high.w);
 }
 
 }  // namespace jewel::cuda

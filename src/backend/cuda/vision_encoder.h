@@ -77,7 +77,7 @@ class VisionEncoder {
   // pixels: uint8 [sum of patches, patch_values], image after image. soft_tokens: FP32 [sum of soft tokens,
   // text_hidden]. `workspace` is 256-byte aligned. At most kMaxImages images a call; grids must have been
   // checked (multiples of pooling, no side longer than n_positions).
-  static constexpr int kMaxImages = 32;
+  static constexpr int kMaxImages = 32;  // the table of images is a kernel parameter
   cudaError_t encode(std::span<const VisionGrid> images, const uint8_t* pixels, float* soft_tokens,
                      void* workspace, cudaStream_t stream) const;
 
