@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
 #include "backend/cuda/attention_types.h"
@@ -35,28 +36,81 @@ __device__ __forceinline__ uint32_t bits(__nv_bfloat162 x) {
   return *reinterpret_cast<uint32_t*>(&x);
 }
 
-// Two E4M3 in the upper bytes of the halves of w, to BF16. Sign, exponent and mantissa move to BF16's places;
-// the product with 2^120 corrects the bias and makes subnormals right as well. 0x7f (not a number) becomes
-// 480.
-__device__ __forceinline__ uint32_t bf16_of_upper_f8(uint32_t w) {
-  const uint32_t moved = ((w & 0x7f007f00u) >> 4) | (w & 0x80008000u);
-  __nv_bfloat162 x = *reinterpret_cast<const __nv_bfloat162*>(&moved);
-  const uint32_t scale_bits = 0x7b807b80u;  // 2^120
-  return bits(__hmul2(x, *reinterpret_cast<const __nv_bfloat162*>(&scale_bits)));
+__device__ __forceinline__ uint32_t bits(__half2 x) {
+  return *reinterpret_cast<uint32_t*>(&x);
+}
+
+// The lower two bytes of x, E4M3, to FP16: exact. Below sm_89 sign, exponent and mantissa move to FP16's
+// places and the product with 2^8 corrects the bias and makes subnormals right (not a number becomes 480).
+__device__ __forceinline__ uint32_t f16_of_f8x2(uint32_t x) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t out;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(out) : "h"(static_cast<uint16_t>(x)));
+  return out;
+#else
+  const uint32_t w = __byte_perm(x, 0, 0x1404);
+  const uint32_t moved = ((w & 0x7f007f00u) >> 1) | (w & 0x80008000u);
+  const uint32_t scale = 0x5c005c00u;  // 2^8
+  return bits(__hmul2(*reinterpret_cast<const __half2*>(&moved), *reinterpret_cast<const __half2*>(&scale)));
+#endif
+}
+__device__ __forceinline__ uint4 f16_of_f8x8(uint32_t a, uint32_t b) {
+  return make_uint4(f16_of_f8x2(a), f16_of_f8x2(a >> 16), f16_of_f8x2(b), f16_of_f8x2(b >> 16));
 }
 
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return bits(__floats2bfloat162_rn(low, high));
 }
 
-// x = hi + lo with an error below 2^-17 |x|.
 struct Split {
   uint32_t hi, lo;
 };
-__device__ __forceinline__ Split split_bf16(float a, float b) {
-  const __nv_bfloat162 hi = __floats2bfloat162_rn(a, b);
-  return {bits(hi), pack_bf16(a - __low2float(hi), b - __high2float(hi))};
-}
+
+// The numbers that multiply K and V of a format on the tensor cores (m16n8k16, a row-major, float32 sums):
+// BF16 for BF16, FP16 for E4M3, whose values it holds exactly.
+template <KvFormat F>
+struct Number;
+
+template <>
+struct Number<KvFormat::kBF16> {
+  static constexpr float kQueryScale = 1, kHeadroom = 0;
+  __device__ __forceinline__ static uint32_t pack(float a, float b) { return pack_bf16(a, b); }
+  // hi + lo = x up to 2^-17 |x|.
+  __device__ __forceinline__ static Split split(float a, float b) {
+    const __nv_bfloat162 hi = __floats2bfloat162_rn(a, b);
+    return {bits(hi), pack_bf16(a - __low2float(hi), b - __high2float(hi))};
+  }
+  __device__ __forceinline__ static void mma(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+  }
+};
+
+// FP16's range is narrow. Normed queries are at most sqrt(head_dim) times their weight: divided by 16 they
+// fit for weights up to 40,000. Probabilities are kept times 2^8 (their sums too), so that those below 2^-32
+// vanish, not those below 2^-24.
+template <>
+struct Number<KvFormat::kF8E4M3> {
+  static constexpr float kQueryScale = 0.0625f, kHeadroom = 8;
+  __device__ __forceinline__ static uint32_t pack(float a, float b) { return bits(__floats2half2_rn(a, b)); }
+  __device__ __forceinline__ static uint32_t from_bf16(uint32_t x) {
+    return pack(__uint_as_float(x << 16) * kQueryScale, __uint_as_float(x & 0xffff0000u) * kQueryScale);
+  }
+  __device__ __forceinline__ static Split split(float a, float b) {
+    const __half2 hi = __floats2half2_rn(a, b);
+    return {bits(hi), pack(a - __low2float(hi), b - __high2float(hi))};
+  }
+  __device__ __forceinline__ static void mma(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+  }
+};
 
 __device__ __forceinline__ uint32_t to_f8x4(float a, float b, float c, float d, float scale) {
   const uint32_t low = __nv_cvt_float2_to_fp8x2(make_float2(__fdiv_rn(a, scale), __fdiv_rn(b, scale)),
@@ -64,15 +118,6 @@ __device__ __forceinline__ uint32_t to_f8x4(float a, float b, float c, float d, 
   const uint32_t high = __nv_cvt_float2_to_fp8x2(make_float2(__fdiv_rn(c, scale), __fdiv_rn(d, scale)),
                                                  __NV_SATFINITE, __NV_E4M3);
   return low | high << 16;
-}
-
-// d += a b; a 16 x 16 row-major, b 16 x 8, float32 sums.
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
 }
 
 __device__ __forceinline__ float warp_sum(float x) {
