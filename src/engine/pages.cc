@@ -1,8 +1,6 @@
 #include "engine/pages.h"
 
-#include <fmt/format.h>
-
-#include <algorithm>
+#include "base/check.h"
 
 namespace jewel {
 
@@ -135,19 +133,6 @@ std::span<const PageId> SequencePages::sliding_view(int parity) {
   view.pages.insert(view.pages.end(), sliding_pages_.begin() + known, sliding_pages_.end());
   for (; view.first < first_sliding_; ++view.first) view.pages[static_cast<size_t>(view.first)] = kNoPage;
   return view.pages;
-}
-
-Result<void> SequencePages::prepare_step(int begin, int count) {
-  release_behind(begin);
-  const auto check = [&](const PagePool& pool, int missing, std::string_view name) -> Result<void> {
-    if (pool.n_free() >= missing) return {};
-    return unavailable(
-        fmt::format("no {} KV page is free: {} of {} are held", name, pool.n_held(), pool.n_pages()));
-  };
-  JEWEL_TRY(check(full_pool_, missing_full(begin + count), "full-attention"));
-  JEWEL_TRY(check(sliding_pool_, missing_sliding(begin + count), "sliding"));
-  grow(begin + count);
-  return {};
 }
 
 KvSizes SequencePages::needed(int max_tokens, int step_tokens, int sliding_window) {

@@ -7,12 +7,12 @@
 // its pages back when it goes.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <span>
 #include <vector>
 
 #include "backend/backend.h"
-#include "base/result.h"
 
 namespace jewel {
 
@@ -91,10 +91,6 @@ class SequencePages {
   // Gives back sliding pages that no query from `position` on can see.
   void release_behind(int position);
   void release_all();
-
-  // grow() and release_behind() in one, for steps in order. An Error (kUnavailable) when a pool is empty;
-  // what was taken stays until the end.
-  Result<void> prepare_step(int begin, int count);
 
   std::span<const PageId> full() const { return full_pages_; }
   // kNoPage before first_sliding().

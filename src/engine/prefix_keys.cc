@@ -2,12 +2,13 @@
 
 #include <openssl/evp.h>
 
-#include <algorithm>
-#include <cstring>
+#include <bit>
 #include <memory>
 
 namespace jewel {
 namespace {
+
+static_assert(std::endian::native == std::endian::little, "keys are over little-endian ids");
 
 constexpr std::string_view kRootText = "jewel prefix 1";
 
@@ -60,7 +61,7 @@ Digest page_key(const Digest& parent, std::span<const TokenId> tokens, std::span
   thread_local std::vector<std::byte> text;
   text.clear();
   append_bytes(text, std::as_bytes(std::span(parent)));
-  for (const TokenId id : tokens) append_int32(text, id);
+  append_bytes(text, std::as_bytes(tokens));
   for (const PromptImage& image : images) {
     if (image.position >= position + kPageTokens) break;
     if (image.position + image.count <= position) continue;
