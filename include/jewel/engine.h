@@ -72,6 +72,7 @@ struct ModelInfo {
 
 // Counters since start and gauges of now.
 struct Stats {
+  int under_way = 0;  // submitted, and their last Update is not out yet
   int running = 0;
   int waiting = 0;  // prepared, and not begun
   int preparing = 0;

@@ -190,6 +190,7 @@ Stats Engine::Impl::stats() const {
   const SchedulerStats engine = loop_->stats().scheduler;
   const std::scoped_lock lock(mutex_);
   Stats stats = totals_;
+  stats.under_way = under_way_;
   stats.running = engine.running;
   stats.waiting = engine.waiting;
   stats.preparing = preparing_;

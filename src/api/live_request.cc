@@ -207,8 +207,9 @@ Update LiveRequest::digest(Arrived arrived) {
   }
   if (arrived.failed) {
     update.finish.emplace();
-    update.finish->reason = cancelled_ ? EndReason::kCancelled : EndReason::kError;
-    update.finish->error = std::move(arrived.failed);
+    const bool gone = cancelled_ || arrived.failed->code == ErrorCode::kCancelled;
+    update.finish->reason = gone ? EndReason::kCancelled : EndReason::kError;
+    if (!gone) update.finish->error = std::move(arrived.failed);
   }
   return update;
 }

@@ -25,12 +25,12 @@ Request endless(int max_tokens = 1500) {
 void expect_idle(Engine& engine) {
   for (int i = 0; i < 1000; ++i) {
     const Stats stats = engine.stats();
-    if (stats.running == 0 && stats.waiting == 0 && stats.preparing == 0 && stats.kv_usage == 0) return;
+    if (stats.running == 0 && stats.waiting == 0 && stats.under_way == 0 && stats.kv_usage == 0) return;
     std::this_thread::sleep_for(5ms);
   }
   const Stats stats = engine.stats();
-  ADD_FAILURE() << stats.running << " running, " << stats.waiting << " waiting, " << stats.preparing
-                << " preparing, KV " << stats.kv_usage;
+  ADD_FAILURE() << stats.under_way << " under way, " << stats.running << " running, " << stats.waiting
+                << " waiting, KV " << stats.kv_usage;
 }
 
 TEST(Streams, PiecesAreTheWhole) {
