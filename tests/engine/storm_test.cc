@@ -16,7 +16,7 @@ namespace {
 constexpr int kClients = 64;
 #if defined(__has_feature)
 #if __has_feature(thread_sanitizer)
-constexpr int kRequestsPerClient = 12;
+constexpr int kRequestsPerClient = 40;
 #else
 constexpr int kRequestsPerClient = 100;
 #endif

@@ -209,10 +209,11 @@ bool FakeBackend::check_tokens(const StepChunk& chunk, const Slot& slot) {
   const int end = chunk.position + n;
   const auto known = static_cast<int>(slot.tokens.size());
   const bool first = slot.next_position < 0;
-  // A chunk with prompt log-probabilities may repeat the position before it, whose successor it alone can tell.
+  // A chunk with prompt log-probabilities may repeat the position before it, whose successor it alone can
+  // tell.
   const int repeated = chunk.n_prompt_logprobs >= 0 ? 1 : 0;
-  if (chunk.position < 0 || (!first && chunk.position != slot.next_position &&
-                             chunk.position != slot.next_position - repeated)) {
+  if (chunk.position < 0 ||
+      (!first && chunk.position != slot.next_position && chunk.position != slot.next_position - repeated)) {
     violate("slot {}: position {}, expected {}", chunk.slot, chunk.position, slot.next_position);
   } else if (end > known) {
     violate("slot {}: positions [{}, {}) but only {} tokens are known", chunk.slot, chunk.position, end,
@@ -399,7 +400,10 @@ void FakeBackend::run_chunk(const StepChunk& chunk, bool failed, StepResult& res
   if (options_.check) {
     if (slot.next_position < 0) slot.prefixes.reserve(slot.tokens.size() + 64);
     const bool good = read_past(chunk, slot, LayerType::kFull) && read_past(chunk, slot, LayerType::kSliding);
-    if (!good && !slot.lost) return;
+    if (!good && !slot.lost) {
+      if (chunk.sample) result.sampled.push_back({.slot = chunk.slot});
+      return;
+    }
     if (slot.lost || slot.prefixes.size() > static_cast<size_t>(chunk.position))
       slot.prefixes.resize(static_cast<size_t>(chunk.position));
     slot.prefix = chunk.position == 0 ? kFakeStart : slot.prefixes[static_cast<size_t>(chunk.position) - 1];
@@ -456,7 +460,11 @@ void FakeBackend::submit(std::span<const StepChunk> chunks) {
   images_since_step_ = image_tokens_since_step_ = 0;
   step.result.sampled.reserve(chunks.size());
   for (const StepChunk& chunk : chunks) {
-    if (good) run_chunk(chunk, step.failed, step.result);
+    if (good) {
+      run_chunk(chunk, step.failed, step.result);
+    } else if (chunk.sample) {  // so that the broken rule is what the test hears of
+      step.result.sampled.push_back({.slot = chunk.slot});
+    }
     const int n = chunk.n_tokens();
     if (chunk.phase == Phase::kDecode) {
       ++work.decode_rows;
