@@ -1,16 +1,19 @@
-// One block takes one KV head of one row and a run of its keys; kRanks blocks of a cluster (one block where
-// there are no clusters) make a piece, and a row has as many pieces as its context asks for.
+// The keys of a row are cut into pieces, a piece into kRanks runs. A block takes one KV head of one row and
+// one or more runs of a piece in turn; the blocks of a piece are a cluster. Small batches have a run a block,
+// large ones several, which spares preparation; the arithmetic is that of the runs, the same for any number
+// of them a block.
 //
 // Block: 8 warps, tiles of 64 keys, K and V straight from memory to registers (the next tile's loads are
 // issued as soon as a tile's registers are free, the first tile's before the wait for q).
-//   scores   a warp takes 8 keys and the whole head: m16n8k16 with the group's queries as rows, their BF16
-//            upper parts in rows 0-7, lower parts in rows 8-15, the two sums added afterwards
+//   scores   a warp takes 8 keys and the whole head: m16n8k16 with the group's queries as rows, their upper
+//            parts in rows 0-7, lower parts in rows 8-15, the two sums added afterwards
 //   values   a warp takes 64 columns and 64 keys (head_dim 512) or 32 (256): rows of P split the same way;
 //            lane (g, t) holds columns 8 g .. 8 g + 7 of keys 4 t .. 4 t + 3 of each 16, and the order of
 //            keys and columns inside the product is permuted to fit
 //   merge    over distributed shared memory inside a piece, through the workspace between pieces: the last to
 //            arrive adds them in order
-// FLOPs hardly matter (E4B, 512 keys: 8 MFLOP a layer); bytes of K and V and the length of this chain do.
+// FLOPs hardly matter (E4B, 512 keys: 8 MFLOP a layer); bytes of K and V, the length of this chain at batch 1
+// and the instructions that unpack E4M3 at large batches do.
 #include <algorithm>
 
 #include "backend/cuda/attention_decode.h"
@@ -60,23 +63,24 @@ struct Workspace {
   float2* stats;
 };
 
+constexpr int kMaxSlots = 8;  // runs a block may take
+
 template <int DIM>
 struct Shared {
   static constexpr int kSpans = DIM / 64;             // columns, 64 a warp
   static constexpr int kKeyGroups = kWarps / kSpans;  // 2 for 256, 1 for 512
   static constexpr int kOutStride = DIM + 4;
-  union {
-    uint4 q[DIM / 16][32];                         // A fragments by step and lane
-    float out[kKeyGroups][kMaxGroup][kOutStride];  // after the last tile
-  };
+  uint4 q[DIM / 16][32];                // A fragments by step and lane
   float p[2][kMaxGroup][kScoreStride];  // relative to the warp's maximum
   float warp_max[2][kMaxGroup][kWarps];
-  float sum[kKeyGroups][kMaxGroup];
-  float max[kMaxGroup];
+  uint32_t rows[4][kTileKeys];  // of tile n at n % 4: where a key lies, in 16 bytes, or kNoRow
+  float max[kMaxSlots][kMaxGroup];
+  float sum[kMaxSlots][kKeyGroups][kMaxGroup];
   alignas(16) std::byte newest_k[DIM * 2];
   alignas(16) std::byte newest_v[DIM * 2];
   unsigned arrived;
 };
+constexpr uint32_t kNoRow = 0xffffffffu;
 
 template <int DIM, KvFormat F>
 struct Sizes {
@@ -123,8 +127,13 @@ __device__ __forceinline__ float2 load_rank2(const float* p, int rank) {
   asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(remote));
   return v;
 }
+// Orders nothing: for leaving.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
 #else
 __device__ __forceinline__ void cluster_arrive() {}
+__device__ __forceinline__ void cluster_arrive_relaxed() {}
 __device__ __forceinline__ void cluster_wait() {}
 __device__ __forceinline__ float load_rank(const float* p, int) {
   return *p;
@@ -142,58 +151,52 @@ struct Tile {
   uint32_t v[S::kSteps][4][S::kVWords];  // keys 4 t + i of a step, columns 8 g .. 8 g + 7 of the warp's span
 };
 
+// Where a block's keys lie.
 template <int DIM, KvFormat F>
-struct Place {              // what a thread needs to find its keys
+struct Place {
   const std::byte* k_head;  // K of the KV head in page 0
-  size_t page_bytes;
-  size_t v_offset;       // from K to V of the same place
-  const int32_t* pages;  // shared memory: page of position 16 (first_page + i)
-  int first_page;
-  int end;     // keys from here on are not read
-  int newest;  // nor is this one
+  size_t v_offset;          // from K to V of the same position
+  uint32_t page_units;      // bytes of a page / 16
+  int end;                  // keys from here on are not read
+  int newest;               // nor is this one
 
-  __device__ __forceinline__ const std::byte* row(int key) const {
-    const auto page = static_cast<size_t>(pages[(key >> 4) - first_page]);
-    return k_head + page * page_bytes + static_cast<size_t>(key & 15) * Sizes<DIM, F>::kRowBytes;
+  __device__ __forceinline__ uint32_t row(int key, int page) const {
+    constexpr uint32_t kRowUnits = Sizes<DIM, F>::kRowBytes / 16;
+    if (key >= end || key == newest) return kNoRow;
+    return static_cast<uint32_t>(page) * page_units + static_cast<uint32_t>(key & 15) * kRowUnits;
   }
-  __device__ __forceinline__ bool holds(int key) const { return key < end && key != newest; }
+  __device__ __forceinline__ const std::byte* at(uint32_t row) const { return k_head + size_t{row} * 16; }
 };
 
 template <int DIM, KvFormat F>
-__device__ __forceinline__ void load_k(Tile<DIM, F>& tile, const Place<DIM, F>& place, int tile_key, int warp,
-                                       int g, int t) {
-  const int key = tile_key + 8 * warp + g;
-  if (place.holds(key)) {
-    const std::byte* row = place.row(key) + 16 * t;
+__device__ __forceinline__ void load_k(Tile<DIM, F>& tile, const Place<DIM, F>& place, const uint32_t* rows,
+                                       int warp, int g, int t) {
+  const uint32_t row = rows[8 * warp + g];
+  const std::byte* from = place.at(row) + 16 * t;
 #pragma unroll
-    for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) tile.k[c] = load_streaming(row + 64 * c);
-  } else {
-#pragma unroll
-    for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) tile.k[c] = make_uint4(0, 0, 0, 0);
+  for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) {
+    tile.k[c] = row != kNoRow ? load_streaming(from + 64 * c) : make_uint4(0, 0, 0, 0);
   }
 }
 
 template <int DIM, KvFormat F>
-__device__ __forceinline__ void load_v(Tile<DIM, F>& tile, const Place<DIM, F>& place, int tile_key, int span,
-                                       int key_group, int g, int t) {
+__device__ __forceinline__ void load_v(Tile<DIM, F>& tile, const Place<DIM, F>& place, const uint32_t* rows,
+                                       int span, int key_group, int g, int t) {
   using S = Sizes<DIM, F>;
+  const size_t column = place.v_offset + static_cast<size_t>((64 * span + 8 * g) * S::kElement);
 #pragma unroll
   for (int s = 0; s < S::kSteps; ++s) {
+    const uint4 four = *reinterpret_cast<const uint4*>(rows + 16 * (key_group * S::kSteps + s) + 4 * t);
+    const uint32_t row[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const int key = tile_key + 16 * (key_group * S::kSteps + s) + 4 * t + i;
       uint32_t(&v)[S::kVWords] = tile.v[s][i];
-      if (!place.holds(key)) {
-#pragma unroll
-        for (int w = 0; w < S::kVWords; ++w) v[w] = 0;
-        continue;
-      }
-      const std::byte* p = place.row(key) + place.v_offset + (64 * span + 8 * g) * S::kElement;
+      const std::byte* from = place.at(row[i]) + column;
       if constexpr (S::kVWords == 2) {
-        const uint2 x = load_streaming8(p);
+        const uint2 x = row[i] != kNoRow ? load_streaming8(from) : make_uint2(0, 0);
         v[0] = x.x, v[1] = x.y;
       } else {
-        const uint4 x = load_streaming(p);
+        const uint4 x = row[i] != kNoRow ? load_streaming(from) : make_uint4(0, 0, 0, 0);
         v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
       }
     }
@@ -230,15 +233,11 @@ __device__ __forceinline__ void take_newest_v(Tile<DIM, F>& tile, const Shared<D
 // product's step follows from the bytes a lane loads of K: see scores().
 template <int DIM, KvFormat F>
 __device__ __forceinline__ void put_query4(Shared<DIM>& shared, int head, int index, const float (&x)[4]) {
-  Split a, b;
-  int step, t;
-  if constexpr (F == KvFormat::kF8E4M3) {
-    step = index / 64 * 4 + index / 4 % 4, t = index / 16 % 4;
-    a = split_bf16(x[0], x[2]), b = split_bf16(x[1], x[3]);
-  } else {
-    step = index / 32 * 2 + index / 4 % 2, t = index / 8 % 4;
-    a = split_bf16(x[0], x[1]), b = split_bf16(x[2], x[3]);
-  }
+  constexpr int kSteps = F == KvFormat::kF8E4M3 ? 4 : 2;  // in the 16 bytes that a lane loads at once
+  const int step = index / (16 * kSteps) * kSteps + index / 4 % kSteps, t = index / (4 * kSteps) % 4;
+  constexpr float kScale = Number<F>::kQueryScale;
+  const Split a = Number<F>::split(x[0] * kScale, x[1] * kScale);
+  const Split b = Number<F>::split(x[2] * kScale, x[3] * kScale);
   shared.q[step][4 * head + t] = make_uint4(a.hi, a.lo, b.hi, b.lo);
 }
 
@@ -259,30 +258,32 @@ __device__ __forceinline__ void scores(const Shared<DIM>& shared, const Tile<DIM
       if (used) a = shared.q[step][lane];
       uint32_t b0, b1;
       if constexpr (F == KvFormat::kF8E4M3) {
-        b0 = bf16_of_upper_f8(words[s] << 8), b1 = bf16_of_upper_f8(words[s]);
+        b0 = f16_of_f8x2(words[s]), b1 = f16_of_f8x2(words[s] >> 16);
       } else {
         b0 = words[2 * s], b1 = words[2 * s + 1];
       }
-      mma_bf16(s % 2 == 0 ? even : odd, a, b0, b1);
+      Number<F>::mma(s % 2 == 0 ? even : odd, a, b0, b1);
     }
   }
   s0 = (even[0] + odd[0]) + (even[2] + odd[2]);
   s1 = (even[1] + odd[1]) + (even[3] + odd[3]);
 }
 
-// B fragments of columns 8 g + j of the span: keys 4 t, 4 t + 1 in b0, 4 t + 2, 4 t + 3 in b1.
+// B fragments of columns 8 g + j (b[0], keys 4 t, 4 t + 1; b[1], keys 4 t + 2, 4 t + 3) and 8 g + j + 1
+// (b[2], b[3]) of the span; j is even.
 template <KvFormat F, int kWords>
-__device__ __forceinline__ void value_fragment(const uint32_t (&v)[4][kWords], int j, uint32_t& b0,
-                                               uint32_t& b1) {
+__device__ __forceinline__ void value_fragments(const uint32_t (&v)[4][kWords], int j, uint32_t (&b)[4]) {
   if constexpr (F == KvFormat::kF8E4M3) {
-    const int byte = j % 4, word = j / 4;
-    const uint32_t pick = static_cast<uint32_t>(byte << 4 | (4 + byte) << 12);
-    b0 = bf16_of_upper_f8(__byte_perm(v[0][word], v[1][word], pick));
-    b1 = bf16_of_upper_f8(__byte_perm(v[2][word], v[3][word], pick));
+    const uint32_t pick = j % 4 == 0 ? 0x5140u : 0x7362u;
+    const uint32_t low = __byte_perm(v[0][j / 4], v[1][j / 4], pick);
+    const uint32_t high = __byte_perm(v[2][j / 4], v[3][j / 4], pick);
+    b[0] = f16_of_f8x2(low), b[1] = f16_of_f8x2(high);
+    b[2] = f16_of_f8x2(low >> 16), b[3] = f16_of_f8x2(high >> 16);
   } else {
-    const uint32_t pick = j % 2 == 0 ? 0x5410u : 0x7632u;
-    b0 = __byte_perm(v[0][j / 2], v[1][j / 2], pick);
-    b1 = __byte_perm(v[2][j / 2], v[3][j / 2], pick);
+    b[0] = __byte_perm(v[0][j / 2], v[1][j / 2], 0x5410),
+    b[1] = __byte_perm(v[2][j / 2], v[3][j / 2], 0x5410);
+    b[2] = __byte_perm(v[0][j / 2], v[1][j / 2], 0x7632),
+    b[3] = __byte_perm(v[2][j / 2], v[3][j / 2], 0x7632);
   }
 }
 
@@ -292,7 +293,7 @@ template <int DIM, KvFormat F>
 __device__ __forceinline__ void prepare_rows(const DecodeAttention& p, Shared<DIM>& shared, int row,
                                              int kv_head, int position, std::byte* newest_row,
                                              size_t v_offset, int warp, int lane,
-                                             const HeadRotation<DIM>& rotation, const Head<DIM>& q_weight) {
+                                             const HeadRotation<DIM>& rotation) {
   const int group = p.shape.n_heads / p.shape.n_kv_heads;
   const float* x = p.qkv + static_cast<size_t>(row) * p.qkv_stride;
   const bool makes_newest = newest_row != nullptr && p.owns_kv && !p.prepared;
@@ -302,7 +303,9 @@ __device__ __forceinline__ void prepare_rows(const DecodeAttention& p, Shared<DI
     if (task < group) {
       head.load(x + (kv_head * group + task) * DIM, lane);
       if (!p.prepared) {
-        head.norm(q_weight, p.norms.eps);
+        Head<DIM> weight;
+        weight.load(p.norms.q, lane);
+        head.norm(weight, p.norms.eps);
         head.rotate(rotation);
       }
       head.for_fours(
@@ -339,34 +342,38 @@ __device__ __forceinline__ void prepare_rows(const DecodeAttention& p, Shared<DI
   }
 }
 
-// Adds what the blocks of a piece found, each rank for its share of the columns, and then what the pieces
-// found.
+// Adds what the runs of a piece found, each block of the cluster for its share of the columns, and then what
+// the pieces found. `out` is [slots, kKeyGroups, group, kOutStride] in every block of the cluster.
 template <int DIM, bool kClusters>
-__device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& shared,
-                                      const Workspace& workspace, int row, int kv_head, int rank, int piece,
+__device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& shared, const float* results,
+                                      const Workspace& workspace, int slots, int block, int piece,
                                       int n_pieces) {
   constexpr int kRanks = kRanksOf<kClusters>, kMaxPieces = kMaxPiecesOf<kClusters>;
-  constexpr int kColumns = DIM / kRanks, kGroups = Shared<DIM>::kKeyGroups;
+  constexpr int kGroups = Shared<DIM>::kKeyGroups, kStride = Shared<DIM>::kOutStride;
   const int group = p.shape.n_heads / p.shape.n_kv_heads;
+  const int row = blockIdx.z, kv_head = blockIdx.y;
   const int64_t unit = int64_t{row} * p.shape.n_kv_heads + kv_head;
   float* sums = workspace.sums + unit * kMaxPieces * group * DIM;
   float2* stats = workspace.stats + unit * kMaxPieces * kRanks * group;
   auto* out =
       static_cast<__nv_bfloat162*>(p.out) + (int64_t{row} * p.shape.n_heads + kv_head * group) * (DIM / 2);
-  const int n = group * kColumns / 2;
+  const int slots_log2 = __ffs(slots) - 1;
+  const int pairs_log2 = __ffs(DIM / 2 / kRanks) - 1 + slots_log2;  // pairs of columns a block adds
+  const int n = group << pairs_log2, pair_mask = (1 << pairs_log2) - 1;
 
   for (int i = threadIdx.x; i < n; i += kThreads) {
-    const int head = i / (kColumns / 2);
-    const int column = rank * kColumns + 2 * (i % (kColumns / 2));
+    const int head = i >> pairs_log2;
+    const int column = 2 * ((block << pairs_log2) + (i & pair_mask));
     float max[kRanks], sum[kRanks][kGroups];
     float2 o[kRanks][kGroups];
 #pragma unroll
     for (int r = 0; r < kRanks; ++r) {
-      max[r] = load_rank(&shared.max[head], r);
+      const int from = r >> slots_log2, slot = r & (slots - 1);
+      max[r] = load_rank(&shared.max[slot][head], from);
 #pragma unroll
       for (int k = 0; k < kGroups; ++k) {
-        sum[r][k] = load_rank(&shared.sum[k][head], r);
-        o[r][k] = load_rank2(&shared.out[k][head][column], r);
+        sum[r][k] = load_rank(&shared.sum[slot][k][head], from);
+        o[r][k] = load_rank2(results + ((slot * kGroups + k) * group + head) * kStride + column, from);
       }
     }
     float top = max[0];
@@ -376,7 +383,8 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
     float2 value = make_float2(0, 0);
 #pragma unroll
     for (int r = 0; r < kRanks; ++r) {
-      const float weight = exp2f(max[r] - top);  // 0 for a block without keys
+      if (max[r] == -INFINITY) continue;  // a run without keys left no results
+      const float weight = exp2f(max[r] - top);
 #pragma unroll
       for (int k = 0; k < kGroups; ++k) {
         total = fmaf(weight, sum[r][k], total);
@@ -389,8 +397,9 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
       out[(head * DIM + column) / 2] = __floats2bfloat162_rn(value.x * scale, value.y * scale);
     } else {
       __stcg(reinterpret_cast<float2*>(sums + (piece * group + head) * DIM + column), value);
-      if (i % (kColumns / 2) == 0)
-        __stcg(stats + (piece * kRanks + rank) * group + head, make_float2(top, total));
+      if ((i & pair_mask) == 0) {
+        __stcg(stats + (piece * kRanks + block) * group + head, make_float2(top, total));
+      }
     }
   }
   if (n_pieces == 1) return;
@@ -398,7 +407,7 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    unsigned* counter = workspace.counters + unit * kRanks + rank;
+    unsigned* counter = workspace.counters + unit * kRanks + block;
     const unsigned before = atomicAdd(counter, 1u);
     if (before == static_cast<unsigned>(n_pieces - 1)) *counter = 0;
     shared.arrived = before;
@@ -408,16 +417,17 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
   __threadfence();
 
   for (int i = threadIdx.x; i < n; i += kThreads) {
-    const int head = i / (kColumns / 2);
-    const int column = rank * kColumns + 2 * (i % (kColumns / 2));
+    const int head = i >> pairs_log2;
+    const int column = 2 * ((block << pairs_log2) + (i & pair_mask));
+    const auto stat_of = [&](int s) { return __ldcg(stats + (s * kRanks + block) * group + head); };
     float top = -INFINITY;
 #pragma unroll 8
-    for (int s = 0; s < n_pieces; ++s) top = fmaxf(top, __ldcg(stats + (s * kRanks + rank) * group + head).x);
+    for (int s = 0; s < n_pieces; ++s) top = fmaxf(top, stat_of(s).x);
     float total = 0;
     float2 value = make_float2(0, 0);
 #pragma unroll 8
     for (int s = 0; s < n_pieces; ++s) {
-      const float2 stat = __ldcg(stats + (s * kRanks + rank) * group + head);
+      const float2 stat = stat_of(s);
       const float2 o = __ldcg(reinterpret_cast<const float2*>(sums + (s * group + head) * DIM + column));
       const float weight = exp2f(stat.x - top);
       total = fmaf(weight, stat.y, total);
@@ -429,6 +439,23 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
   }
 }
 
+// A run's results to shared memory: columns 16 t + j and 16 t + 8 + j of the span, upper and lower parts
+// added.
+template <int DIM>
+__device__ __forceinline__ void put_results(float* results, const float (&out)[8][4], int row, int span,
+                                            int t) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float* o = results + row * Shared<DIM>::kOutStride + 64 * span + 16 * t + 8 * half;
+#pragma unroll
+    for (int j = 0; j < 8; j += 4) {
+      *reinterpret_cast<float4*>(o + j) =
+          make_float4(out[j][half] + out[j][2 + half], out[j + 1][half] + out[j + 1][2 + half],
+                      out[j + 2][half] + out[j + 2][2 + half], out[j + 3][half] + out[j + 3][2 + half]);
+    }
+  }
+}
+
 template <int DIM, KvFormat F>
 constexpr int min_blocks() {
   return DIM == 512 ? (F == KvFormat::kF8E4M3 ? 2 : 1) : (F == KvFormat::kF8E4M3 ? 3 : 2);
@@ -437,16 +464,17 @@ constexpr int min_blocks() {
 template <int DIM, KvFormat F, bool kClusters>
 __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     decode_attention_kernel(const __grid_constant__ DecodeAttention p,
-                            const __grid_constant__ Workspace workspace) {
+                            const __grid_constant__ Workspace workspace, int slots) {
   using S = Sizes<DIM, F>;
-  constexpr int kRanks = kRanksOf<kClusters>;
+  constexpr int kRanks = kRanksOf<kClusters>, kGroups = Shared<DIM>::kKeyGroups;
   __shared__ Shared<DIM> shared;
-  extern __shared__ int32_t pages[];
+  extern __shared__ __align__(16) float results[];  // [slots, kGroups, group, kOutStride], then the page list
 
   const int row = blockIdx.z, kv_head = blockIdx.y;
-  const int rank = blockIdx.x % kRanks, piece = blockIdx.x / kRanks;
+  const int blocks = kRanks / slots, block = blockIdx.x % blocks, piece = blockIdx.x / blocks;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int span = warp % Shared<DIM>::kSpans, key_group = warp / Shared<DIM>::kSpans;
+  const int group = p.shape.n_heads / p.shape.n_kv_heads;
   release_next_kernel();
 
   const int position = p.rows.positions[row];
@@ -454,51 +482,54 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
   const int first = p.shape.window > 0 ? max(0, position - p.shape.window + 1) : 0;
   const Cut cut = cut_keys<kClusters>(position + 1 - first);
   if (piece >= cut.pieces) return;
-  const int begin = first + (piece * kRanks + rank) * cut.block_keys;
-  const int end = min(begin + cut.block_keys, position + 1);
+  const int begin = first + (piece * kRanks + block * slots) * cut.block_keys;
+  const int end = min(begin + slots * cut.block_keys, position + 1);
   const int n_tiles = begin < end ? (end - begin + kTileKeys - 1) / kTileKeys : 0;
+  const int run_tiles = cut.block_keys / kTileKeys;
 
-  Place<DIM, F> place;
-  {
-    const size_t head_bytes = size_t{16} * S::kRowBytes;
-    place.k_head = p.kv.data + kv_head * head_bytes;
-    place.v_offset = p.shape.n_kv_heads * head_bytes;
-    place.page_bytes = 2 * place.v_offset;
-    place.pages = pages;
-    place.first_page = begin >> 4;
-    place.end = end;
-    place.newest = position;
+  const size_t head_bytes = size_t{16} * S::kRowBytes;
+  const Place<DIM, F> place = {.k_head = p.kv.data + kv_head * head_bytes,
+                               .v_offset = p.shape.n_kv_heads * head_bytes,
+                               .page_units = static_cast<uint32_t>(2 * p.shape.n_kv_heads * head_bytes / 16),
+                               .end = end,
+                               .newest = position};
+  const int32_t* table = p.kv.page_table + int64_t{p.rows.slots[row]} * p.kv.max_pages;
+  auto* pages = reinterpret_cast<int32_t*>(results + slots * kGroups * group * Shared<DIM>::kOutStride);
+  const int first_page = begin >> 4;
+  if (threadIdx.x < 2 * kTileKeys) {
+    const int key = begin + threadIdx.x;
+    shared.rows[threadIdx.x / kTileKeys][threadIdx.x % kTileKeys] =
+        key < end ? place.row(key, table[key >> 4]) : kNoRow;
   }
-  if (n_tiles > 0) {
-    const int32_t* table = p.kv.page_table + int64_t{p.rows.slots[row]} * p.kv.max_pages + place.first_page;
-    const int n_pages = ((end - 1) >> 4) - place.first_page + 1;
-    for (int i = threadIdx.x; i < n_pages; i += kThreads) pages[i] = table[i];
+  if (n_tiles > 2) {
+    const int n_pages = ((end - 1) >> 4) - first_page + 1;
+    for (int i = threadIdx.x; i < n_pages; i += kThreads) pages[i] = table[first_page + i];
   }
+  for (int i = threadIdx.x; i < slots * kMaxGroup; i += kThreads)
+    shared.max[i / kMaxGroup][i % kMaxGroup] = -INFINITY;
   __syncthreads();
 
   Tile<DIM, F> tile;
-  if (n_tiles > 0) {
-    load_k(tile, place, begin, warp, g, t);
-    load_v(tile, place, begin, span, key_group, g, t);
-  }
-  const int group = p.shape.n_heads / p.shape.n_kv_heads;
   HeadRotation<DIM> rotation;
-  Head<DIM> q_weight;
-  if (!p.prepared && n_tiles > 0) {
-    rotation.set(p.rope, position, lane);
-    q_weight.load(p.norms.q, lane);
+  std::byte* newest_row = nullptr;
+  if (n_tiles > 0) {
+    load_k(tile, place, shared.rows[0], warp, g, t);
+    load_v(tile, place, shared.rows[0], span, key_group, g, t);
+    if (!p.prepared) rotation.set(p.rope, position, lane);
+    if (end == position + 1) {
+      const int page = table[position >> 4];
+      newest_row = p.kv.data + kv_head * head_bytes + static_cast<size_t>(page) * place.page_units * 16 +
+                   static_cast<size_t>(position & 15) * S::kRowBytes;
+    }
   }
-  std::byte* newest_row =
-      end == position + 1 && n_tiles > 0 ? const_cast<std::byte*>(place.row(position)) : nullptr;
 
   wait_for_previous_kernels();
   if (n_tiles > 0) {
-    prepare_rows<DIM, F>(p, shared, row, kv_head, position, newest_row, place.v_offset, warp, lane, rotation,
-                         q_weight);
+    prepare_rows<DIM, F>(p, shared, row, kv_head, position, newest_row, place.v_offset, warp, lane, rotation);
   }
   __syncthreads();
 
-  const float to_log2 = p.kv.k_scale * kLog2E;
+  const float to_log2 = p.kv.k_scale * kLog2E / Number<F>::kQueryScale;
   float max = -INFINITY, sum = 0;  // of head g; sum over the lane's share of the key group
   float out[8][4];
 #pragma unroll
@@ -506,6 +537,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
 #pragma unroll
     for (int i = 0; i < 4; ++i) out[j][i] = 0;
   }
+  int slot = 0, left_of_run = run_tiles;
   for (int n = 0; n < n_tiles; ++n) {
     const int tile_key = begin + n * kTileKeys, buffer = n % 2;
     const bool more = n + 1 < n_tiles;
@@ -513,7 +545,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     if (has_newest) take_newest_k(tile, shared, tile_key, position, warp, g, t);
     float s0, s1;
     scores(shared, tile, group, lane, s0, s1);
-    if (more) load_k(tile, place, tile_key + kTileKeys, warp, g, t);
+    if (more) load_k(tile, place, shared.rows[(n + 1) % 4], warp, g, t);
 
     const int key = tile_key + 8 * warp + 2 * t;
     s0 = key < end ? s0 * to_log2 : -INFINITY;
@@ -525,18 +557,20 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     *reinterpret_cast<float2*>(&shared.p[buffer][g][8 * warp + 2 * t]) =
         make_float2(exp2f(s0 - base), exp2f(s1 - base));
     if (t == 0) shared.warp_max[buffer][g][warp] = warp_max;
+    if (n + 2 < n_tiles && threadIdx.x < kTileKeys) {
+      const int ahead = tile_key + 2 * kTileKeys + static_cast<int>(threadIdx.x);
+      shared.rows[(n + 2) % 4][threadIdx.x] =
+          ahead < end ? place.row(ahead, pages[(ahead >> 4) - first_page]) : kNoRow;
+    }
     __syncthreads();
 
     if (has_newest) take_newest_v(tile, shared, tile_key, position, span, key_group, g, t);
-    float maxes[kWarps];
+    float new_max = max;
 #pragma unroll
     for (int w = 0; w < kWarps; w += 4) {
       const float4 m = *reinterpret_cast<const float4*>(&shared.warp_max[buffer][g][w]);
-      maxes[w] = m.x, maxes[w + 1] = m.y, maxes[w + 2] = m.z, maxes[w + 3] = m.w;
+      new_max = fmaxf(fmaxf(fmaxf(new_max, m.x), fmaxf(m.y, m.z)), m.w);
     }
-    float new_max = max;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) new_max = fmaxf(new_max, maxes[w]);
     const float shrink = exp2f(max - new_max);  // a tile has a key, so new_max is a number
     max = new_max;
     sum *= shrink;
@@ -549,49 +583,48 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     for (int s = 0; s < S::kSteps; ++s) {
       const int step = key_group * S::kSteps + s;
       float4 x = *reinterpret_cast<const float4*>(&shared.p[buffer][g][16 * step + 4 * t]);
-      const float scale = exp2f(shared.warp_max[buffer][g][2 * step + t / 2] - max);
+      const float scale = exp2f(shared.warp_max[buffer][g][2 * step + t / 2] - max + Number<F>::kHeadroom);
       x.x *= scale, x.y *= scale, x.z *= scale, x.w *= scale;
       sum += (x.x + x.y) + (x.z + x.w);
-      const Split a = split_bf16(x.x, x.y), b = split_bf16(x.z, x.w);
+      const Split a = Number<F>::split(x.x, x.y), b = Number<F>::split(x.z, x.w);
       const uint4 rows = g < group ? make_uint4(a.hi, a.lo, b.hi, b.lo) : make_uint4(0, 0, 0, 0);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        uint32_t b0, b1;
-        value_fragment<F>(tile.v[s], j, b0, b1);
-        mma_bf16(out[j], rows, b0, b1);
+      for (int j = 0; j < 8; j += 2) {
+        uint32_t v[4];
+        value_fragments<F>(tile.v[s], j, v);
+        Number<F>::mma(out[j], rows, v[0], v[1]);
+        Number<F>::mma(out[j + 1], rows, v[2], v[3]);
       }
     }
-    if (more) load_v(tile, place, tile_key + kTileKeys, span, key_group, g, t);
+    if (more) load_v(tile, place, shared.rows[(n + 1) % 4], span, key_group, g, t);
+
+    if (--left_of_run > 0 && more) continue;
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    if (g < group) {
+      if (t == 0 && span == 0) {
+        shared.sum[slot][key_group][g] = sum;
+        if (key_group == 0) shared.max[slot][g] = max;
+      }
+      put_results<DIM>(results, out, (slot * kGroups + key_group) * group + g, span, t);
+    }
+    ++slot, left_of_run = run_tiles, max = -INFINITY, sum = 0;
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) out[j][i] = 0;
+    }
   }
 
-  sum += __shfl_xor_sync(kAllLanes, sum, 1);
-  sum += __shfl_xor_sync(kAllLanes, sum, 2);
-  __syncthreads();  // the queries' place is taken for the results
-  if (g < group) {
-    if (t == 0 && span == 0) {
-      shared.sum[key_group][g] = sum;
-      if (key_group == 0) shared.max[g] = max;
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {  // columns 16 t + j and 16 t + 8 + j of the span
-      float* o = &shared.out[key_group][g][64 * span + 16 * t + 8 * half];
-#pragma unroll
-      for (int j = 0; j < 8; j += 4) {
-        *reinterpret_cast<float4*>(o + j) =
-            make_float4(out[j][half] + out[j][2 + half], out[j + 1][half] + out[j + 1][2 + half],
-                        out[j + 2][half] + out[j + 2][2 + half], out[j + 3][half] + out[j + 3][2 + half]);
-      }
-    }
-  }
   if constexpr (kClusters) {
     cluster_arrive();
     cluster_wait();
   } else {
     __syncthreads();
   }
-  merge<DIM, kClusters>(p, shared, workspace, row, kv_head, rank, piece, cut.pieces);
+  merge<DIM, kClusters>(p, shared, results, workspace, slots, block, piece, cut.pieces);
   if constexpr (kClusters) {
-    cluster_arrive();  // nobody leaves while its results are being read
+    cluster_arrive_relaxed();  // nobody leaves while its results are being read
     cluster_wait();
   }
 }
@@ -608,32 +641,51 @@ WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
           .stats = pieces * kRanksOf<kClusters> * sizeof(float2)};
 }
 
+// Runs a block takes: as many as leave about two blocks a multiprocessor of an H200.
+int slots_for(const DecodeAttention& p, bool clusters) {
+  if (!clusters) return 1;
+  const int group = p.shape.n_heads / p.shape.n_kv_heads, most = group > 4 ? 4 : 8;
+  if (p.runs_a_block > 0) return std::min(p.runs_a_block, most);
+  const int units = p.rows.n * p.shape.n_kv_heads;
+  int slots = 1;
+  while (slots < most && units * 8 / (2 * slots) >= 250) slots *= 2;
+  return slots;
+}
+
 template <int DIM, KvFormat F, bool kClusters>
 cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
   const int keys = p.shape.window > 0 ? std::min(p.shape.window, p.max_context) : p.max_context;
-  const Cut cut = cut_keys<kClusters>(keys);
   const WorkspaceBytes sizes = workspace_bytes<kClusters>(p.shape, p.workspace_rows);
   auto* bytes = static_cast<std::byte*>(p.workspace);
   const Workspace workspace = {.counters = reinterpret_cast<unsigned*>(bytes),
                                .sums = reinterpret_cast<float*>(bytes + sizes.counters),
                                .stats = reinterpret_cast<float2*>(bytes + sizes.counters + sizes.sums)};
+  const int slots = slots_for(p, kClusters), blocks = kRanksOf<kClusters> / slots;
+  const int group = p.shape.n_heads / p.shape.n_kv_heads;
+  const int result_rows = slots * Shared<DIM>::kKeyGroups * group;
+  const int page_entries = slots * cut_keys<kClusters>(keys).block_keys / 16 + 2;
 
+  auto* kernel = decode_attention_kernel<DIM, F, kClusters>;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(most_pieces<kClusters>(keys) * kRanksOf<kClusters>),
+  config.gridDim = dim3(static_cast<unsigned>(most_pieces<kClusters>(keys) * blocks),
                         static_cast<unsigned>(p.shape.n_kv_heads), static_cast<unsigned>(p.rows.n));
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = sizeof(int32_t) * static_cast<size_t>(cut.block_keys / 16 + 1);
+  config.dynamicSmemBytes = static_cast<size_t>(result_rows * Shared<DIM>::kOutStride) * sizeof(float) +
+                            static_cast<size_t>(page_entries) * sizeof(int32_t);
   config.stream = stream;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 static_cast<int>(config.dynamicSmemBytes));
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
   config.attrs = attributes;
   if constexpr (kClusters) {
     attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim = {8, 1, 1};
+    attributes[0].val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
     attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
     config.numAttrs = 2;
   }
-  return cudaLaunchKernelEx(&config, decode_attention_kernel<DIM, F, kClusters>, p, workspace);
+  return cudaLaunchKernelEx(&config, kernel, p, workspace, slots);
 }
 
 template <bool kClusters>

@@ -3,8 +3,8 @@
 // attention over the pages as stored, and the merge of the parts that the keys were cut into.
 //
 // How the keys of a row are cut follows from its position and the window alone; so a row's result is bitwise
-// the same in any batch, on any pages. Queries and probabilities enter the tensor cores as sums of two BF16
-// numbers, scores and sums are float32: the result is as exact as the stored K and V.
+// the same in any batch, on any pages. Queries and probabilities enter the tensor cores as sums of two
+// 16-bit numbers, scores and sums are float32: the result is as exact as the stored K and V.
 //
 // kSm90 may start before the kernels ahead of it in the stream have finished (programmatic dependent launch):
 // it then reads positions, slots, page tables and all stored positions but the rows' newest. Those must have
@@ -31,6 +31,9 @@ struct DecodeAttention {
   // No row stands at a position >= max_context. Sizes the grid, changes no result; a captured graph gives the
   // bound it was captured for.
   int max_context = 0;
+  // How many of a piece's eight runs of keys a block takes in turn: 1, 2, 4 or 8; 0 = by the number of rows.
+  // Changes no result.
+  int runs_a_block = 0;
   void* out = nullptr;        // BF16 [rows, n_heads * head_dim]
   void* workspace = nullptr;  // decode_attention_workspace(); zeroed once, then left as it should be found
   int workspace_rows = 0;     // the max_rows it was sized for
