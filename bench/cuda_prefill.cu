@@ -6,75 +6,23 @@
 //
 // Data are random Gaussian numbers made on the device; outputs are poisoned before each run. Exit code 1 when
 // a check fails.
-#include <cuda_bf16.h>
-#include <cuda_fp8.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "backend/cuda/prefill_product.h"
-#include "backend/cuda/prefill_product_kernel.h"
+#include "backend/cuda/prefill_product_task.h"
+#include "backend/cuda/prefill_rows.h"
+#include "backend/cuda/quantize_rows.h"
+#include "cuda_data.h"
 
 namespace jewel::cuda {
 namespace {
-
-void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  std::fprintf(stderr, "%s: %s\n", what, cudaGetErrorString(error));
-  std::exit(1);
-}
-#define CHECK(call) check((call), #call)
-
-__host__ __device__ inline uint32_t mix(uint64_t x) {
-  x ^= x >> 33, x *= 0xff51afd7ed558ccdull, x ^= x >> 33, x *= 0xc4ceb9fe1a85ec53ull, x ^= x >> 33;
-  return static_cast<uint32_t>(x);
-}
-__device__ inline float gaussian(uint64_t seed, uint64_t i) {
-  const float u = (static_cast<float>(mix(seed * 0x9e3779b97f4a7c15ull + 2 * i) >> 8) + 0.5f) / 16777216.0f;
-  const float v = static_cast<float>(mix(seed * 0x9e3779b97f4a7c15ull + 2 * i + 1) >> 8) / 16777216.0f;
-  return sqrtf(-2.0f * logf(u)) * cosf(6.2831853f * v);
-}
-
-// Natural [rows, columns], FP32 values that the format holds exactly.
-__global__ void fill(float* x, int64_t n, uint64_t seed, bool fp8, float sigma) {
-  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (i >= n) return;
-  const float value = gaussian(seed, i) * sigma;
-  x[i] = fp8 ? static_cast<float>(__nv_fp8_e4m3(value)) : __bfloat162float(__float2bfloat16(value));
-}
-
-__global__ void pack_weight(const float* w, int out, int in, bool fp8, void* tiles) {
-  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (i >= static_cast<int64_t>(out) * in) return;
-  const int row = static_cast<int>(i / in), k = static_cast<int>(i % in);
-  if (fp8) {
-    const int64_t tile = static_cast<int64_t>(row / 16) * (in / 32) + k / 32;
-    const int lane = row % 8 * 4 + k % 16 / 4, byte = k % 32 / 16 * 8 + row % 16 / 8 * 4 + k % 4;
-    static_cast<__nv_fp8_e4m3*>(tiles)[tile * 512 + lane * 16 + byte] = __nv_fp8_e4m3(w[i]);
-  } else {
-    const int64_t tile = static_cast<int64_t>(row / 16) * (in / 16) + k / 16;
-    const int lane = row % 8 * 4 + k % 16 / 4, at = row % 16 / 8 * 4 + k % 4;
-    static_cast<__nv_bfloat16*>(tiles)[tile * 256 + lane * 8 + at] = __float2bfloat16(w[i]);
-  }
-}
-
-__constant__ int kOrder[16];
-
-__global__ void pack_input(const float* x, int64_t rows, int in, bool fp8, void* out) {
-  const int64_t i = blockIdx.x * int64_t{blockDim.x} + threadIdx.x;
-  if (i >= rows * in) return;
-  const int k = static_cast<int>(i % in);
-  if (fp8) {
-    static_cast<__nv_fp8_e4m3*>(out)[i] = __nv_fp8_e4m3(x[i]);
-  } else {
-    static_cast<__nv_bfloat16*>(out)[i] = __float2bfloat16(x[i / in * in + k / 16 * 16 + kOrder[k % 16]]);
-  }
-}
 
 // sums[s, o] in FP64 for sampled rows, and sum of |products| for the bound of the error.
 __global__ void reference(const float* x, const float* w, const int* sample, int in, int out, double* sums) {
@@ -85,16 +33,6 @@ __global__ void reference(const float* x, const float* w, const int* sample, int
   for (int k = 0; k < in; ++k)
     sum += static_cast<double>(xr[k]) * static_cast<double>(w[static_cast<int64_t>(o) * in + k]);
   sums[static_cast<int64_t>(blockIdx.y) * out + o] = sum;
-}
-
-template <class T>
-T* allocate(int64_t n) {
-  void* p = nullptr;
-  CHECK(cudaMalloc(&p, static_cast<size_t>(n) * sizeof(T)));
-  return static_cast<T*>(p);
-}
-unsigned blocks(int64_t n) {
-  return static_cast<unsigned>((n + 255) / 256);
 }
 
 struct Case {
@@ -145,13 +83,6 @@ struct Data {
   }
   Data(const Data&) = delete;
   Data& operator=(const Data&) = delete;
-  template <class T>
-  static T* upload(const std::vector<T>& v) {
-    T* p = allocate<T>(static_cast<int64_t>(v.size()));
-    CHECK(cudaMemcpy(p, v.data(), v.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return p;
-  }
-
   PrefillProduct product(ProductOut form, void* out, int first_row, int n) const {
     PrefillProduct p;
     p.weight = {.tiles = tiles,
@@ -236,7 +167,7 @@ double error_of(const Data& d, const std::vector<uint8_t>& bytes, ProductOut for
   std::vector<int> sample;
   for (int i = 0; i < d.rows; i += std::max(1, d.rows / 24)) sample.push_back(i);
   sample.push_back(d.rows - 1);
-  int* d_sample = Data::upload(sample);
+  int* d_sample = upload(sample);
   double* d_sums = allocate<double>(static_cast<int64_t>(sample.size()) * d.c.out);
   reference<<<dim3(blocks(d.c.out), static_cast<unsigned>(sample.size())), 256>>>(d.x, d.w, d_sample, d.c.in,
                                                                                   d.c.out, d_sums);
@@ -296,9 +227,11 @@ void test_case(const Case& c, int rows, Path path) {
     const ProductOut form = kForms[f];
     const bool wide_groups = form != ProductOut::kF32 && form != ProductOut::kBF16;
     if (wide_groups && c.out % 32 != 0) continue;
-    // FP32 sums of exact products: 2^-24 per addition, far below 1e-5; BF16 rounds by up to 2^-9, 1.7e-3 in
-    // the norm. The FP8 tensor cores keep fewer bits in their sums: measured 2e-4 to 1e-3 without promotion.
-    const double bound = (form == ProductOut::kF32 ? 1e-5 : 3e-3) + (c.is_fp8_input() ? 2e-3 : 0);
+    // Products are exact; each of the K / 16 steps of a chain may lose half of FP32's last bit, all in one
+    // direction. BF16 results round by up to 2^-9, 1.7e-3 in the norm. Sums of the FP8 tensor cores keep
+    // about 14 bits: measured 1.9e-3 at K = 10,240, 1.4e-4 with promotion.
+    const double chain = 2e-6 + c.in / 16 * 0x1p-24;
+    const double bound = (form == ProductOut::kF32 ? chain : 3e-3) + (c.is_fp8_input() ? 2.5e-3 : 0);
     std::vector<uint8_t> first;
     double error = 0;
     for (const int width : widths_of(path)) {
@@ -350,6 +283,261 @@ void test(bool portable) {
   std::printf(failures == 0 ? "all passed\n" : "%d FAILED\n", failures);
 }
 
+// --- rows
+
+double bf16_value(uint16_t bits) {
+  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
+  float value;
+  std::memcpy(&value, &wide, 4);
+  return value;
+}
+double e4m3_value(uint8_t bits) {
+  __nv_fp8_e4m3 value;
+  value.__x = bits;
+  return static_cast<float>(value);
+}
+
+// What a row kernel stored as a product's input, in natural order.
+std::vector<double> stored_input(const ProductInputOut& out, int rows, int columns) {
+  const auto n = static_cast<size_t>(rows) * static_cast<size_t>(columns);
+  std::vector<double> values(n);
+  if (out.form == InputForm::kF32) {
+    const auto raw = download<float>(out.data, n);
+    std::copy(raw.begin(), raw.end(), values.begin());
+  } else if (out.form == InputForm::kF8) {
+    const auto raw = download<uint8_t>(out.data, n);
+    const auto scale = download<float>(out.scale, static_cast<size_t>(rows));
+    for (size_t i = 0; i < n; ++i) values[i] = e4m3_value(raw[i]) * scale[i / static_cast<size_t>(columns)];
+  } else {
+    const auto raw = download<uint16_t>(out.data, n);
+    for (size_t i = 0; i < n; ++i)
+      values[i / 16 * 16 + static_cast<size_t>(kProductOrder[i % 16])] = bf16_value(raw[i]);
+  }
+  return values;
+}
+
+double relative(const std::vector<double>& got, const std::vector<double>& want) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    if (!std::isfinite(got[i])) return HUGE_VAL;
+    difference += (got[i] - want[i]) * (got[i] - want[i]), norm += want[i] * want[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+// Half a step of BF16 is 2^-9 of a value at most, 1.7e-3 in the norm; of E4M3 2^-4, 2.6e-2 in the norm for
+// Gaussian rows.
+double bound_of(InputForm form) {
+  return form == InputForm::kF32 ? 1e-6 : form == InputForm::kF8 ? 3.2e-2 : 2e-3;
+}
+
+std::vector<double> rms(const double* x, int columns, double eps) {
+  double sum = 0;
+  for (int i = 0; i < columns; ++i) sum += x[i] * x[i];
+  std::vector<double> y(x, x + columns);
+  for (double& value : y) value /= std::sqrt(sum / columns + eps);
+  return y;
+}
+
+void test_rows(int rows, int columns, InputForm form) {
+  const auto n = static_cast<size_t>(rows) * static_cast<size_t>(columns);
+  float *x = allocate<float>(static_cast<int64_t>(n)), *h = allocate<float>(static_cast<int64_t>(n));
+  float *post = allocate<float>(columns), *next = allocate<float>(columns), *scale = allocate<float>(rows);
+  void* input = allocate<float>(static_cast<int64_t>(n));
+  fill<<<blocks(static_cast<int64_t>(n)), 256>>>(x, static_cast<int64_t>(n), 1, false, 2.0f);
+  fill<<<blocks(static_cast<int64_t>(n)), 256>>>(h, static_cast<int64_t>(n), 2, false, 3.0f);
+  fill<<<blocks(columns), 256>>>(post, columns, 3, false, 1.0f);
+  fill<<<blocks(columns), 256>>>(next, columns, 4, false, 1.0f);
+  const auto hx = download<float>(x, n), hh = download<float>(h, n);
+  const auto hpost = download<float>(post, static_cast<size_t>(columns)),
+             hnext = download<float>(next, static_cast<size_t>(columns));
+  CHECK(cudaMemset(input, 0xff, n * 4));
+  ResidualNorm r;
+  r.x = x, r.x_stride = columns, r.post_weight = post, r.h = h, r.scalar = 0.37f, r.next_weight = next;
+  r.input = {.form = form, .data = input, .stride = columns, .scale = scale, .min = -1.5f, .max = 2.0f};
+  r.rows = rows, r.columns = columns, r.eps = 1e-6f;
+  CHECK(launch_residual_norm(r, nullptr));
+  std::vector<double> want_h(n), want_input(n);
+  for (int row = 0; row < rows; ++row) {
+    const size_t at = static_cast<size_t>(row) * static_cast<size_t>(columns);
+    const std::vector<double> xr(hx.begin() + static_cast<int64_t>(at),
+                                 hx.begin() + static_cast<int64_t>(at) + columns);
+    const auto y = rms(xr.data(), columns, 1e-6);
+    for (size_t i = 0; i < static_cast<size_t>(columns); ++i)
+      want_h[at + i] = (hh[at + i] + y[i] * hpost[i]) * 0.37f;
+    const auto z = rms(want_h.data() + at, columns, 1e-6);
+    for (size_t i = 0; i < static_cast<size_t>(columns); ++i) {
+      want_input[at + i] = std::clamp(z[i] * hnext[i], -1.5, 2.0);
+    }
+  }
+  const auto got_h = download<float>(h, n);
+  const double h_error = relative({got_h.begin(), got_h.end()}, want_h);
+  const double input_error = relative(stored_input(r.input, rows, columns), want_input);
+  expect(h_error < 1e-6 && input_error < bound_of(form), "residual norm, " + std::to_string(columns) +
+                                                             " columns: " + std::to_string(h_error) + " " +
+                                                             std::to_string(input_error));
+  std::printf("residual norm %4d x %5d form %d: h %.1e, input %.1e\n", rows, columns, static_cast<int>(form),
+              h_error, input_error);
+
+  // The same rows from BF16 in product order, quantized.
+  void *ordered = allocate<uint16_t>(static_cast<int64_t>(n)),
+       *quantized = allocate<uint8_t>(static_cast<int64_t>(n));
+  pack_input<<<blocks(static_cast<int64_t>(n)), 256>>>(x, rows, columns, false, ordered);
+  CHECK(launch_quantize_rows(
+      {.x = ordered, .x_stride = columns, .rows = rows, .columns = columns, .out = quantized, .scale = scale},
+      nullptr));
+  const ProductInputOut as_input{
+      .form = InputForm::kF8, .data = quantized, .stride = columns, .scale = scale};
+  const double q_error = relative(stored_input(as_input, rows, columns), {hx.begin(), hx.end()});
+  expect(q_error > 1e-2 && q_error < bound_of(InputForm::kF8), "quantize rows: " + std::to_string(q_error));
+  for (void* p : {static_cast<void*>(x), static_cast<void*>(h), static_cast<void*>(post),
+                  static_cast<void*>(next), static_cast<void*>(scale), input, ordered, quantized}) {
+    cudaFree(p);
+  }
+}
+
+void test_per_layer_inputs(int rows, int layers, int width) {
+  const int vocab = 50, first_layer = 2, columns = layers * width, table_columns = (layers + 5) * width;
+  const int64_t n = static_cast<int64_t>(rows) * columns, nt = static_cast<int64_t>(vocab) * table_columns;
+  float *c = allocate<float>(n), *natural = allocate<float>(nt), *weight = allocate<float>(width);
+  fill<<<blocks(n), 256>>>(c, n, 5, false, 40.0f);
+  fill<<<blocks(nt), 256>>>(natural, nt, 6, false, 0.1f);
+  fill<<<blocks(width), 256>>>(weight, width, 7, false, 1.0f);
+  const auto hc = download<float>(c, static_cast<size_t>(n)),
+             ht = download<float>(natural, static_cast<size_t>(nt)),
+             hw = download<float>(weight, static_cast<size_t>(width));
+  std::vector<uint16_t> bits;
+  for (const float value : ht) {
+    uint32_t wide;
+    std::memcpy(&wide, &value, 4);
+    bits.push_back(static_cast<uint16_t>(wide >> 16));  // fill() made BF16 values
+  }
+  uint16_t* table = upload(bits);
+  std::vector<int32_t> ids;
+  for (int i = 0; i < rows; ++i) ids.push_back(static_cast<int32_t>(mix(static_cast<uint64_t>(i)) % vocab));
+  PerLayerInputs p;
+  p.c = c, p.ids = upload(ids), p.table = reinterpret_cast<const __nv_bfloat16*>(table),
+  p.table_columns = table_columns;
+  p.weight = weight, p.projection_scale = 0.02f, p.token_scale = 16, p.rows = rows,
+  p.first_layer = first_layer;
+  p.n_layers = layers, p.width = width, p.eps = 1e-6f;
+  CHECK(launch_per_layer_inputs(p, nullptr));
+  std::vector<double> want;
+  for (int item = 0; item < rows * layers; ++item) {
+    std::vector<double> x;
+    for (int i = 0; i < width; ++i) x.push_back(hc[static_cast<size_t>(item * width + i)] * 0.02f);
+    const auto y = rms(x.data(), width, 1e-6);
+    const size_t token =
+        static_cast<size_t>(ids[static_cast<size_t>(item / layers)]) * static_cast<size_t>(table_columns) +
+        static_cast<size_t>((first_layer + item % layers) * width);
+    for (size_t i = 0; i < static_cast<size_t>(width); ++i)
+      want.push_back((y[i] * hw[i] + ht[token + i] * 16) / M_SQRT2);
+  }
+  const auto got = download<float>(c, static_cast<size_t>(n));
+  const double error = relative({got.begin(), got.end()}, want);
+  expect(error < 1e-6, "per-layer inputs: " + std::to_string(error));
+  std::printf("per-layer inputs %d x %d x %d: %.1e\n", rows, layers, width, error);
+}
+
+void test_embed(int rows, int hidden) {
+  const int vocab = 60;
+  const int64_t nt = static_cast<int64_t>(vocab) * hidden;
+  float *natural = allocate<float>(nt), *soft = allocate<float>(hidden * 3),
+        *h = allocate<float>(static_cast<int64_t>(rows) * hidden);
+  fill<<<blocks(nt), 256>>>(natural, nt, 8, false, 1.0f);
+  fill<<<blocks(hidden * 3), 256>>>(soft, hidden * 3, 9, false, 1.0f);
+  const auto ht = download<float>(natural, static_cast<size_t>(nt)),
+             hs = download<float>(soft, static_cast<size_t>(hidden * 3));
+  std::vector<uint16_t> bits;
+  for (const float value : ht) {
+    uint32_t wide;
+    std::memcpy(&wide, &value, 4);
+    bits.push_back(static_cast<uint16_t>(wide >> 16));
+  }
+  std::vector<int32_t> ids;
+  std::vector<const float*> softs;
+  std::vector<double> want;
+  for (int i = 0; i < rows; ++i) {
+    ids.push_back(i * 7 % vocab);
+    softs.push_back(i % 5 == 3 ? soft + i % 3 * hidden : nullptr);
+    for (int j = 0; j < hidden; ++j) {
+      want.push_back(i % 5 == 3 ? hs[static_cast<size_t>(i % 3 * hidden + j)]
+                                : ht[static_cast<size_t>(ids.back() * hidden + j)] * 50.5);
+    }
+  }
+  EmbedRows e;
+  void* input = allocate<uint16_t>(static_cast<int64_t>(rows) * hidden);
+  e.ids = upload(ids), e.soft_rows = upload(softs),
+  e.table = reinterpret_cast<const __nv_bfloat16*>(upload(bits));
+  e.scale = 50.5f, e.rows = rows, e.hidden = hidden, e.h = h;
+  e.input = {.form = InputForm::kBF16ProductOrder, .data = input, .stride = hidden};
+  CHECK(launch_embed_rows(e, nullptr));
+  const auto got = download<float>(h, want.size());
+  const double error = relative({got.begin(), got.end()}, want),
+               input_error = relative(stored_input(e.input, rows, hidden), want);
+  expect(error < 1e-7 && input_error < 2e-3, "embeddings: " + std::to_string(error));
+  std::printf("embeddings %d x %d: %.1e, input %.1e\n", rows, hidden, error, input_error);
+}
+
+void test_all_rows() {
+  for (const int columns : {64, 192, 768, 1536, 2560, 4096, 8192}) {
+    for (const InputForm form : {InputForm::kBF16ProductOrder, InputForm::kF8, InputForm::kF32}) {
+      test_rows(37, columns, form);
+    }
+  }
+  test_per_layer_inputs(29, 24, 256);
+  test_per_layer_inputs(3, 6, 64);
+  test_embed(17, 2560);
+  test_embed(17, 192);
+}
+
+double seconds_of(const std::function<void()>& launch) {
+  cudaEvent_t start, stop;
+  CHECK(cudaEventCreate(&start));
+  CHECK(cudaEventCreate(&stop));
+  std::vector<float> times;
+  for (int n = 0; n < 7; ++n) {
+    CHECK(cudaEventRecord(start));
+    for (int i = 0; i < 10; ++i) launch();
+    CHECK(cudaEventRecord(stop));
+    CHECK(cudaEventSynchronize(stop));
+    float ms = 0;
+    CHECK(cudaEventElapsedTime(&ms, start, stop));
+    times.push_back(ms / 10);
+  }
+  std::sort(times.begin(), times.end());
+  return times[3] * 1e-3;
+}
+
+// GB/s of the row kernels at E4B's width; one set of buffers, as in a step, where they partly stay in the L2.
+void bench_rows(int rows) {
+  const int hidden = 2560, wide = 10240;
+  const int64_t n = static_cast<int64_t>(rows) * hidden, nw = static_cast<int64_t>(rows) * wide;
+  float *x = allocate<float>(n), *h = allocate<float>(n), *w = allocate<float>(hidden),
+        *scale = allocate<float>(rows);
+  void *input = allocate<uint16_t>(nw), *quantized = allocate<uint8_t>(nw);
+  fill<<<blocks(n), 256>>>(x, n, 1, false, 1.0f);
+  fill<<<blocks(n), 256>>>(h, n, 2, false, 1.0f);
+  fill<<<blocks(hidden), 256>>>(w, hidden, 3, false, 1.0f);
+  for (const InputForm form : {InputForm::kBF16ProductOrder, InputForm::kF8}) {
+    ResidualNorm r;
+    r.x = x, r.x_stride = hidden, r.post_weight = w, r.h = h, r.next_weight = w;
+    r.input = {.form = form, .data = input, .stride = hidden, .scale = scale};
+    r.rows = rows, r.columns = hidden, r.eps = 1e-6f;
+    const double s = seconds_of([&] { CHECK(launch_residual_norm(r, nullptr)); });
+    std::printf("residual norm %5d rows, %s: %.1f us, %.0f GB/s\n", rows,
+                form == InputForm::kF8 ? "fp8" : "bf16", s * 1e6,
+                static_cast<double>(n) * (form == InputForm::kF8 ? 13 : 14) / s * 1e-9);
+  }
+  const double s = seconds_of([&] {
+    CHECK(launch_quantize_rows(
+        {.x = input, .x_stride = wide, .rows = rows, .columns = wide, .out = quantized, .scale = scale},
+        nullptr));
+  });
+  std::printf("quantize rows %5d x %d: %.1f us, %.0f GB/s\n", rows, wide, s * 1e6,
+              static_cast<double>(nw) * 3 / s * 1e-9);
+}
+
 // --- speed
 
 double seconds_per_launch(const Case& c, int rows, ProductOut form, Path path, int width) {
@@ -375,7 +563,7 @@ double seconds_per_launch(const Case& c, int rows, ProductOut form, Path path, i
   cudaFree(natural);
   void* out = allocate<float>(static_cast<int64_t>(rows) * c.out);
   std::vector<float> ones(static_cast<size_t>(std::max(rows, c.out)), 1e-4f);
-  float* scale = Data::upload(ones);
+  float* scale = upload(ones);
   float* factor = allocate<float>(form == ProductOut::kGeluTimes ? static_cast<int64_t>(rows) * c.out : 1);
   const auto once = [&](int i) {
     PrefillProduct p;
@@ -465,7 +653,6 @@ void bench(const std::vector<int>& row_counts, bool widths, bool portable) {
 
 int main(int argc, char** argv) {
   using namespace jewel::cuda;
-  CHECK(cudaMemcpyToSymbol(kOrder, kProductOrder, sizeof(kProductOrder)));
   const std::string mode = argc > 1 ? argv[1] : "";
   std::vector<int> rows;
   bool portable = false, widths = false;
@@ -478,10 +665,12 @@ int main(int argc, char** argv) {
       rows.push_back(std::atoi(argv[i]));
   }
   if (mode == "test") {
+    test_all_rows();
     test(portable);
     return failures == 0 ? 0 : 1;
   }
   if (mode == "bench") {
+    for (const int n : rows.empty() ? std::vector<int>{2048} : rows) bench_rows(n);
     bench(rows.empty() ? std::vector<int>{2048} : rows, widths, portable);
     return 0;
   }
