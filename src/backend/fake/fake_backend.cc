@@ -232,7 +232,7 @@ bool FakeBackend::check_tokens(const StepChunk& chunk, const Slot& slot) {
             n, chunk.soft_tokens.size(), chunk.n_prompt_logprobs);
   }
   for (int i = 0; i < static_cast<int>(chunk.tokens.size()) && violation_.empty(); ++i) {
-    const TokenId expected = slot.tokens[static_cast<size_t>(chunk.position + i)];
+    const TokenId expected = slot.tokens[static_cast<size_t>(chunk.position) + static_cast<size_t>(i)];
     const TokenId found = chunk.tokens[static_cast<size_t>(i)];
     if (found != expected)
       violate("slot {}: token {} at position {}, expected {}", chunk.slot, found, chunk.position + i,
@@ -349,7 +349,7 @@ uint64_t FakeBackend::extend(const StepChunk& chunk, int i, uint64_t prefix) {
       return fake_extend_soft(prefix, features_.at(run.feature).hash, run.row + i - run.offset);
   }
   const Slot& slot = *slots_[static_cast<size_t>(chunk.slot)];
-  return fake_extend(prefix, slot.tokens[static_cast<size_t>(chunk.position + i)]);
+  return fake_extend(prefix, slot.tokens[static_cast<size_t>(chunk.position) + static_cast<size_t>(i)]);
 }
 
 void FakeBackend::write_chunk(const StepChunk& chunk, Slot& slot, bool failed) {
