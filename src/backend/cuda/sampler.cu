@@ -1,41 +1,15 @@
+// The general way: a block a row, any parameters, several passes over the row. Rows that sampler_parts.cu can
+// decide (greedy, top_k up to 128: nearly all) never come here.
 #include "backend/cuda/sampler.h"
+
+#include "backend/cuda/sampler_device.h"
 
 namespace jewel::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
-constexpr float kMasked = -__builtin_huge_valf();
 
-// Order-preserving: a < b exactly when key(a) < key(b). NaN is below everything.
-__device__ uint32_t key_of(float value) {
-  if (!(value == value)) return 0;
-  const uint32_t bits = __float_as_uint(value);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// exp((logit - max) / temperature) in units of 2^-44; at most 2^44, so 2^18 of them fit.
-__device__ unsigned long long weight_of(float logit, float max, float temperature) {
-  const float power = (logit - max) / temperature;
-  return static_cast<unsigned long long>(static_cast<double>(expf(power)) * 17592186044416.0);
-}
-
-// Uniform in [0, 1) with 53 bits by Philox4x32-10: the same as cpu/philox.h.
-__device__ double philox_uniform(uint64_t seed, uint64_t position) {
-  uint32_t counter[4] = {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), 0, 0};
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t a = uint64_t{0xD2511F53u} * counter[0], b = uint64_t{0xCD9E8D57u} * counter[2];
-    const uint32_t next0 = static_cast<uint32_t>(b >> 32) ^ counter[1] ^ key0;
-    const uint32_t next2 = static_cast<uint32_t>(a >> 32) ^ counter[3] ^ key1;
-    counter[0] = next0;
-    counter[1] = static_cast<uint32_t>(b);
-    counter[2] = next2;
-    counter[3] = static_cast<uint32_t>(a);
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  return static_cast<double>((uint64_t{counter[0]} << 21) | (counter[1] >> 11)) * 0x1p-53;
-}
+using namespace device;
 
 template <typename T>
 __device__ T block_sum(T value, T* scratch) {
@@ -153,6 +127,7 @@ __global__ void __launch_bounds__(kThreads) sample_rows(SampleRows s) {
   __shared__ int picked;
   const int row = static_cast<int>(blockIdx.x), slot = s.slots[row];
   if (s.positions[row] < 0) return;
+  if (s.workspace != nullptr && !asks_general_way(s, row)) return;
   const SlotSampling p = s.sampling[slot];
   float* logits = s.logits + static_cast<int64_t>(row) * s.vocab;
   adjust_row(s, p, row, logits);
@@ -311,7 +286,13 @@ __global__ void __launch_bounds__(kThreads) logprob_rows(LogprobRows r) {
 
 cudaError_t launch_sample_rows(const SampleRows& sample, cudaStream_t stream) {
   if (sample.n == 0) return cudaSuccess;
-  sample_rows<<<static_cast<unsigned>(sample.n), kThreads, 0, stream>>>(sample);
+  SampleRows rows = sample;
+  if (sample.vocab > kParts * kPartIds) rows.workspace = nullptr;
+  if (rows.workspace != nullptr) {
+    const cudaError_t error = launch_sample_parts(rows, stream);
+    if (error != cudaSuccess) return error;
+  }
+  sample_rows<<<static_cast<unsigned>(rows.n), kThreads, 0, stream>>>(rows);
   return cudaGetLastError();
 }
 

@@ -10,6 +10,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace jewel::cuda {
@@ -51,7 +52,11 @@ struct SampleRows {
   const uint32_t* const* allowed = nullptr;  // [n], null: everything; a bit per id
   int32_t* ids = nullptr;                    // [n]; -1 where no token survives
   int32_t* last_tokens = nullptr;            // [slots]
+  // sample_workspace() bytes, zeroed once, then left as it should be found. Null: one block a row, slowly.
+  void* workspace = nullptr;
+  int workspace_rows = 0;  // what it was sized for
 };
+size_t sample_workspace(int max_rows);
 cudaError_t launch_sample_rows(const SampleRows& sample, cudaStream_t stream);
 
 // Adds ids to a slot's history (begin_sequence): prompt ids set bit 31, output ids count.

@@ -1,0 +1,296 @@
+// Sampling by many blocks: kParts blocks a row, each with its part of the ids; the last to finish decides.
+//
+//   part    logits to order-preserving keys in shared memory, with penalties, biases and masks; then the
+//   part's
+//           best (greedy), or its candidates: all keys that reach the k-th largest of the 256 threads'
+//           maxima. At least k of the part reach it, so what does not cannot be among the row's k best; of
+//           random rows about 75 do for k = 64
+//   row     the same step over the parts' candidates, then exact: ranks by counting, top_p and min_p by
+//   integer
+//           sums (order does not matter), the pick in the order of ids
+//
+// A row whose candidates do not fit (very many equal logits) or whose top_k is off or above 128 is left to
+// the general way. E4B: 1 MB of logits a row, read once.
+#include "backend/cuda/sampler_device.h"
+
+namespace jewel::cuda {
+namespace {
+
+using namespace device;
+
+constexpr int kThreads = 256;
+constexpr int kMaxTopK = 128;
+
+__device__ __forceinline__ uint64_t candidate_of(uint32_t key, int id) {
+  return uint64_t{key} << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+__device__ __forceinline__ int id_of(uint64_t candidate) {
+  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(candidate));
+}
+__device__ __forceinline__ uint32_t key_of(uint64_t candidate) {
+  return static_cast<uint32_t>(candidate >> 32);
+}
+__device__ __forceinline__ float logit_of(uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
+}
+
+__device__ uint64_t block_best(uint64_t value, uint64_t* scratch) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const uint64_t other = __shfl_xor_sync(~0u, value, step);
+    value = other > value ? other : value;
+  }
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) value = scratch[w] > value ? scratch[w] : value;
+  return value;
+}
+
+// The k-th largest of the threads' keys, 1 <= k <= kThreads.
+__device__ uint32_t kth_of_threads(uint32_t mine, int k, uint32_t* keys, uint32_t& result) {
+  __syncthreads();
+  keys[threadIdx.x] = mine;
+  __syncthreads();
+  int rank = 0;
+#pragma unroll 8
+  for (int i = 0; i < kThreads; i += 4) {
+    const uint4 other = *reinterpret_cast<const uint4*>(keys + i);
+    const int me = static_cast<int>(threadIdx.x);
+    rank += other.x > mine || (other.x == mine && i < me) ? 1 : 0;
+    rank += other.y > mine || (other.y == mine && i + 1 < me) ? 1 : 0;
+    rank += other.z > mine || (other.z == mine && i + 2 < me) ? 1 : 0;
+    rank += other.w > mine || (other.w == mine && i + 3 < me) ? 1 : 0;
+  }
+  if (rank == k - 1) result = mine;
+  __syncthreads();
+  return result;
+}
+
+struct Shared {
+  uint64_t scratch[kThreads / 32];
+  alignas(16) uint32_t thread_keys[kThreads];
+  uint32_t threshold;
+  unsigned n, before;
+  // The row's decision.
+  uint64_t candidates[kPartCandidates];
+  unsigned long long weights[kPartCandidates];  // 0 once dropped
+  uint32_t floor;
+  int picked;
+};
+
+// Penalties, biases and masks of the ids [begin, begin + n), on logits in shared memory.
+__device__ void adjust(const SampleRows& s, const SlotSampling& p, int row, float* logits, int begin, int n) {
+  const auto mine = [&](int id) { return id >= begin && id < begin + n; };
+  if (p.seen != nullptr) {
+    for (int i = threadIdx.x; i < n; i += kThreads) {
+      const uint32_t seen = p.seen[begin + i];
+      if (seen == 0) continue;
+      float logit = logits[i];
+      logit = logit > 0 ? logit / p.repetition_penalty : logit * p.repetition_penalty;
+      const uint32_t count = seen & 0x7fffffffu;
+      if (count > 0) logit -= p.frequency_penalty * static_cast<float>(count) + p.presence_penalty;
+      logits[i] = logit;
+    }
+    __syncthreads();
+  }
+  for (int i = threadIdx.x; i < p.n_biases; i += kThreads) {
+    const BiasedToken biased = p.biases[i];
+    if (mine(biased.id)) atomicAdd(&logits[biased.id - begin], biased.bias);
+  }
+  if (p.n_biases > 0) __syncthreads();
+  for (int i = threadIdx.x; i < p.n_never; i += kThreads) {
+    if (mine(p.never[i])) logits[p.never[i] - begin] = kMasked;
+  }
+  if (s.positions[row] + 1 < p.not_before_position) {
+    for (int i = threadIdx.x; i < p.n_not_before; i += kThreads) {
+      if (mine(p.not_before[i])) logits[p.not_before[i] - begin] = kMasked;
+    }
+  }
+  const uint32_t* allowed = s.allowed != nullptr ? s.allowed[row] : nullptr;
+  if (allowed != nullptr) {
+    for (int i = threadIdx.x; i < n; i += kThreads) {
+      if ((allowed[(begin + i) / 32] >> ((begin + i) % 32) & 1u) == 0) logits[i] = kMasked;
+    }
+  }
+  __syncthreads();
+}
+
+// The row's candidates that can be among its k best, to shared memory; false when they do not fit.
+__device__ bool gather(const SampleWorkspace& w, int row, int k, Shared& shared) {
+  const int part = threadIdx.x / (kThreads / kParts), lane = threadIdx.x % (kThreads / kParts);
+  const uint64_t* from = w.candidates + (static_cast<size_t>(row) * kParts + part) * kPartCandidates;
+  const auto n = static_cast<int>(__ldcg(w.n + row * kParts + part));
+  if (__syncthreads_or(n > kPartCandidates ? 1 : 0) != 0) return false;
+  uint32_t top = 0;
+  for (int i = lane; i < n; i += kThreads / kParts) top = max(top, key_of(__ldcg(from + i)));
+  const uint32_t threshold = kth_of_threads(top, k, shared.thread_keys, shared.threshold);
+  if (threadIdx.x == 0) shared.n = 0;
+  __syncthreads();
+  for (int i = lane; i < n; i += kThreads / kParts) {
+    const uint64_t c = __ldcg(from + i);
+    if (key_of(c) < threshold) continue;
+    const unsigned at = atomicAdd(&shared.n, 1u);
+    if (at < kPartCandidates) shared.candidates[at] = c;
+  }
+  __syncthreads();
+  return shared.n <= kPartCandidates;
+}
+
+// The token of a row with top_k, from the gathered candidates. One candidate a thread.
+__device__ int choose(const SlotSampling& p, int k, uint64_t position, Shared& shared) {
+  const int n = static_cast<int>(shared.n), me = static_cast<int>(threadIdx.x);
+  const bool exists = me < n;
+  const uint64_t mine = exists ? shared.candidates[me] : 0;
+  int above = 0, at_least = 0;
+  uint64_t best = 0;
+  for (int i = 0; i < n; ++i) {
+    const uint64_t other = shared.candidates[i];
+    above += key_of(other) > key_of(mine) ? 1 : 0;
+    at_least += key_of(other) >= key_of(mine) ? 1 : 0;
+    best = other > best ? other : best;
+  }
+  if (me == 0) shared.floor = 0;
+  __syncthreads();
+  if (exists && above < k && k <= at_least) shared.floor = key_of(mine);  // fewer than k: no floor
+  __syncthreads();
+  const float max = logit_of(key_of(best));
+  const bool kept_by_k = exists && key_of(mine) >= shared.floor;
+  unsigned long long weight = kept_by_k ? weight_of(logit_of(key_of(mine)), max, p.temperature) : 0;
+  shared.weights[me] = weight;
+  __syncthreads();
+  if (p.top_p < 1) {
+    unsigned long long total = 0, before = 0;
+    for (int i = 0; i < n; ++i) {
+      total += shared.weights[i];
+      before += shared.candidates[i] > mine ? shared.weights[i] : 0;
+    }
+    auto wanted = static_cast<unsigned long long>(static_cast<double>(p.top_p) * static_cast<double>(total));
+    wanted = wanted > 0 ? wanted : 1;
+    if (before >= wanted) weight = 0;
+  }
+  if (p.min_p > 0) {
+    const auto least = static_cast<unsigned long long>(static_cast<double>(p.min_p) * 17592186044416.0);
+    if (weight < least && mine != best) weight = 0;
+  }
+  __syncthreads();
+  shared.weights[me] = weight;
+  if (me == 0) shared.picked = id_of(best);
+  __syncthreads();
+  unsigned long long total = 0, before = 0;
+  for (int i = 0; i < n; ++i) {
+    total += shared.weights[i];
+    before += id_of(shared.candidates[i]) < id_of(mine) ? shared.weights[i] : 0;
+  }
+  const auto target =
+      static_cast<unsigned long long>(philox_uniform(p.seed, position) * static_cast<double>(total));
+  if (exists && target >= before && target < before + weight) shared.picked = id_of(mine);
+  __syncthreads();
+  return shared.picked;
+}
+
+__global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__ SampleRows s) {
+  __shared__ Shared shared;
+  __shared__ alignas(16) float logits[kPartIds];
+  const int part = blockIdx.x, row = blockIdx.y;
+  const int per_part = (s.vocab + kParts * 4 - 1) / (kParts * 4) * 4;
+  const int begin = part * per_part, n = max(0, min(per_part, s.vocab - begin));
+  const float* from = s.logits + static_cast<int64_t>(row) * s.vocab + begin;
+  if (s.vocab % 4 == 0) {
+#pragma unroll 8
+    for (int i = 4 * static_cast<int>(threadIdx.x); i < n; i += 4 * kThreads) {
+      *reinterpret_cast<float4*>(logits + i) = __ldg(reinterpret_cast<const float4*>(from + i));
+    }
+  } else {
+    for (int i = threadIdx.x; i < n; i += kThreads) logits[i] = from[i];
+  }
+  if (s.positions[row] < 0) return;
+  const SlotSampling p = s.sampling[s.slots[row]];
+  const SampleWorkspace w = sample_workspace_of(s);
+  const bool greedy = p.temperature <= 0;
+  const int k = min(p.top_k, s.vocab);
+  if (!greedy && (k < 1 || k > kMaxTopK)) {
+    if (part == 0 && threadIdx.x == 0) w.general[row] = 1;
+    return;
+  }
+  __syncthreads();
+  adjust(s, p, row, logits, begin, n);
+
+  uint32_t top = 0;
+  uint64_t best = 0;
+  for (int i = 4 * static_cast<int>(threadIdx.x); i < n; i += 4 * kThreads) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      if (i + e >= n) break;
+      const uint32_t key = device::key_of(logits[i + e]);
+      if (key > top) best = candidate_of(key, begin + i + e);  // ids ascend: the first of equals stays
+      top = max(top, key);
+    }
+  }
+  const uint32_t masked = device::key_of(kMasked);
+  if (greedy) {
+    best = block_best(best, shared.scratch);
+    if (threadIdx.x == 0) __stcg(w.best + row * kParts + part, best);
+  } else {
+    const uint32_t threshold = max(kth_of_threads(top, k, shared.thread_keys, shared.threshold), masked + 1);
+    if (threadIdx.x == 0) shared.n = 0;
+    __syncthreads();
+    uint64_t* to = w.candidates + (static_cast<size_t>(row) * kParts + part) * kPartCandidates;
+    if (top >= threshold) {
+      for (int i = 4 * static_cast<int>(threadIdx.x); i < n; i += 4 * kThreads) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (i + e >= n) break;
+          const uint32_t key = device::key_of(logits[i + e]);
+          if (key < threshold) continue;
+          const unsigned at = atomicAdd(&shared.n, 1u);
+          if (at < kPartCandidates) __stcg(to + at, candidate_of(key, begin + i + e));
+        }
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) __stcg(w.n + row * kParts + part, shared.n);
+  }
+
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) shared.before = atomicAdd(w.finished + row, 1u);
+  __syncthreads();
+  if (shared.before != kParts - 1) return;
+  __threadfence();
+
+  int id = -1;
+  bool decided = true;
+  if (greedy) {
+    best = threadIdx.x < kParts ? __ldcg(w.best + row * kParts + threadIdx.x) : 0;
+    best = block_best(best, shared.scratch);
+    if (key_of(best) > masked) id = id_of(best);
+  } else {
+    decided = gather(w, row, k, shared);
+    if (decided && shared.n > 0) id = choose(p, k, static_cast<uint64_t>(s.positions[row] + 1), shared);
+  }
+  if (threadIdx.x != 0) return;
+  w.finished[row] = 0;
+  w.general[row] = decided ? 0 : 1;
+  if (!decided) return;
+  s.ids[row] = id;
+  if (id >= 0) {
+    s.last_tokens[s.slots[row]] = id;
+    if (p.seen != nullptr) p.seen[id] += 1;
+  }
+}
+
+}  // namespace
+
+size_t sample_workspace(int max_rows) {
+  return static_cast<size_t>(max_rows) * kSampleWorkspaceBytes;
+}
+
+cudaError_t launch_sample_parts(const SampleRows& sample, cudaStream_t stream) {
+  if (sample.n > sample.workspace_rows || sample.vocab > kParts * kPartIds) return cudaErrorInvalidValue;
+  sample_parts<<<dim3(kParts, static_cast<unsigned>(sample.n)), kThreads, 0, stream>>>(sample);
+  return cudaGetLastError();
+}
+
+}  // namespace jewel::cuda
