@@ -64,7 +64,7 @@ struct Grammar {
     kJsonSchema,  // text: the schema
     kRegex,       // text: matches the whole answer; Rust's syntax, without look-around and back-references
     kChoice,      // choices: the answer is one of them
-    kLark,        // text: a grammar in llguidance's dialect of Lark, or in GBNF ("root ::= …")
+    kLark,        // text: a grammar in llguidance's dialect of Lark
   };
   Kind kind = Kind::kNone;
   std::string text;

@@ -93,6 +93,11 @@ Result<std::unique_ptr<Engine::Impl>> Engine::Impl::make(EngineParts parts, cons
   impl->link_ = std::make_shared<EngineLink>(impl->loop_.get());
   impl->output_ = std::make_unique<WorkerPool>(1);
   impl->workers_ = std::make_unique<WorkerPool>(std::max(options.n_workers, 1));
+  const int wanted = options.max_model_len > 0 ? options.max_model_len : model_limit;
+  if (plan.max_model_len < wanted) {
+    own.notes.push_back(
+        fmt::format("memory for KV pages allows {} tokens per request, not {}", plan.max_model_len, wanted));
+  }
   impl->describe(plan.max_model_len);
   if (options.prepare_grammars)
     impl->workers_->post([self = impl.get()] { self->preparer_->prepare_grammars(); });
