@@ -1,0 +1,112 @@
+#include "backend/create.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <fstream>
+
+#include "backend/cpu/cpu_backend.h"
+#ifdef JEWEL_HAS_CUDA
+#include "backend/cuda/cuda_backend.h"
+#endif
+
+namespace jewel {
+namespace {
+
+constexpr int kCpuSlots = 4;
+
+// What the machine says it could hand out, without its swap.
+size_t available_memory_bytes() {
+  std::ifstream lines("/proc/meminfo");
+  for (std::string line; std::getline(lines, line);) {
+    unsigned long long kib = 0;
+    if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &kib) == 1) return static_cast<size_t>(kib) << 10;
+  }
+  return size_t{4} << 30;
+}
+
+Result<CreatedBackend> create_cpu(const ModelConfig& config, const ModelWeights& weights,
+                                  const BackendChoice& choice) {
+  CpuOptions options{.dtype = choice.dtype, .kv_dtype = choice.kv_dtype, .n_threads = choice.n_threads};
+  options.max_slots = choice.max_slots > 0 ? choice.max_slots : kCpuSlots;
+  options.max_step_tokens = choice.max_step_tokens;
+  CreatedBackend out;
+  JEWEL_ASSIGN(out.backend, make_cpu_backend(config, weights, options));
+  out.kv_memory_bytes = available_memory_bytes() / 2;  // the other half: activations, pictures, page cache
+  return out;
+}
+
+// "cuda" is device 0, "cuda:1" is device 1.
+Result<int> cuda_index(const std::string& device) {
+  int index = 0;
+  if (device == "cuda" || device == "auto") return 0;
+  const char* begin = device.data() + 5;
+  const char* end = device.data() + device.size();
+  const auto [parsed, error] = std::from_chars(begin, end, index);
+  if (!device.starts_with("cuda:") || error != std::errc() || parsed != end || index < 0) {
+    return invalid(fmt::format("device: found '{}', expected auto, cpu, cuda or cuda:N", device), "device");
+  }
+  return index;
+}
+
+#ifdef JEWEL_HAS_CUDA
+constexpr int kCudaSlots = 32;
+
+Result<CreatedBackend> create_cuda(const ModelConfig& config, const ModelWeights& weights,
+                                   const BackendChoice& choice) {
+  if (choice.dtype == DType::kF32) {
+    return unsupported("dtype: float32 runs on the CPU alone; use --device cpu, or bfloat16", "dtype");
+  }
+  CudaOptions options;
+  JEWEL_ASSIGN(options.device, cuda_index(choice.device));
+  options.kv_dtype = choice.kv_dtype;
+  options.head_fp8 = choice.lm_head_dtype == "fp8";
+  options.ple = choice.ple == "device" ? PleTable::kDevice
+                : choice.ple == "host" ? PleTable::kHost
+                                       : PleTable::kAuto;
+  options.prefill_fp8 =
+      choice.prefill_activations == "fp8" || (choice.prefill_activations == "auto" && choice.fp8_activations);
+  options.max_slots = choice.max_slots > 0 ? choice.max_slots : kCudaSlots;
+  options.max_step_tokens = choice.max_step_tokens;
+  options.portable = choice.portable_kernels;
+  options.progress = choice.progress;
+  JEWEL_ASSIGN(auto backend, make_cuda_backend(config, weights, options));
+  const CudaMemory memory = backend->memory();
+  const auto kept_free =
+      static_cast<size_t>((1 - choice.gpu_memory_utilization) * static_cast<double>(memory.total_bytes));
+  CreatedBackend out;
+  out.kv_memory_bytes = memory.free_bytes > kept_free ? memory.free_bytes - kept_free : 0;
+  out.on_cpu = false;
+  out.backend = std::move(backend);
+  return out;
+}
+#endif
+
+}  // namespace
+
+Result<CreatedBackend> create_backend(const ModelConfig& config, const ModelWeights& weights,
+                                      const BackendChoice& choice) {
+  if (choice.device == "cpu") return create_cpu(config, weights, choice);
+  JEWEL_ASSIGN([[maybe_unused]] const int index, cuda_index(choice.device));
+#ifdef JEWEL_HAS_CUDA
+  if (choice.device == "auto" && choice.dtype == DType::kF32) return create_cpu(config, weights, choice);
+  auto on_gpu = create_cuda(config, weights, choice);
+  if (on_gpu.ok() || choice.device != "auto") return on_gpu;
+  JEWEL_ASSIGN(CreatedBackend out, create_cpu(config, weights, choice));
+  out.notes.push_back(fmt::format("running on the CPU: {}", on_gpu.error().message));
+  return out;
+#else
+  if (choice.device != "auto") {
+    return unsupported(
+        fmt::format("device: found '{}', and this program was built without CUDA; build it with "
+                    "'make cuda', or use --device cpu",
+                    choice.device),
+        "device");
+  }
+  return create_cpu(config, weights, choice);
+#endif
+}
+
+}  // namespace jewel
