@@ -17,6 +17,7 @@ constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxBiases = 1024;
 constexpr size_t kMaxChoices = 10'000;
+constexpr int64_t kMaxGrammarLines = 1000;  // what the worst of so many costs to refuse: a second
 
 // "temperature: found 3, expected 0 to 2", as a Result that is an error when `good` is false.
 template <typename T>
@@ -152,6 +153,11 @@ Result<void> check_grammar(const Request& request) {
     for (const std::string& choice : grammar.choices) {
       JEWEL_TRY(expect(!choice.empty(), "structured_outputs.choice", "an empty choice", "texts"));
     }
+  }
+  if (grammar.kind == Grammar::Kind::kLark) {
+    const int64_t lines = 1 + std::ranges::count(grammar.text, '\n');
+    JEWEL_TRY(expect(lines <= kMaxGrammarLines, "structured_outputs.grammar", fmt::format("{} lines", lines),
+                     fmt::format("at most {}", kMaxGrammarLines)));
   }
   const bool constrained = by_tool || grammar.kind != Grammar::Kind::kNone;
   if (constrained && request.min_tokens > 0) {

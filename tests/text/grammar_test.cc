@@ -192,6 +192,8 @@ TEST(Grammar, HostileTexts) {
       {GrammarKind::kLark, "start: r0\n" + chain},
       {GrammarKind::kLark, "start: \"a\"{100000}"},
       {GrammarKind::kJsonSchema, "{"},
+      {GrammarKind::kJsonSchema,
+       R"({"type":"array","maxItems":100000,"items":{"type":"array","maxItems":100000}})"},
       {GrammarKind::kJsonSchema, "7"},
       {GrammarKind::kJsonSchema, "false"},
       {GrammarKind::kJsonSchema, R"({"type":"strin"})"},

@@ -18,6 +18,8 @@ const REGEX: i32 = 2;
 const LARK: i32 = 3;
 
 const MAX_TEXT_BYTES: usize = 256 << 10;
+/// Of a grammar, one rule each: an error at the end of a chain of rules takes time by the square of its length.
+const MAX_LINES: usize = 10_000;
 const STACK_BYTES: usize = 256 << 20; // of addresses; pages are taken as they are touched
 /// Brackets inside brackets in a regular expression or a grammar; a schema's nesting is limited by its JSON parser.
 const MAX_NESTING: usize = 100;
@@ -53,7 +55,10 @@ fn failed(error: impl std::fmt::Display) -> Error {
     // The library appends its state in angle brackets, which means nothing to a client.
     let message = error.to_string();
     let message = message.split("\n<non-verbose/>").next().unwrap_or_default();
-    let message = message.split("\n<backtrace>").next().unwrap_or_default();
+    if message.starts_with("panic") {
+        // How the library says that one of its tables is full.
+        return Error::too_large("too large or too complex");
+    }
     Error::invalid(message.trim())
 }
 
@@ -157,6 +162,9 @@ fn compile(vocabulary: &Vocabulary, kind: i32, source: &str) -> Result<Handle> {
             TopLevelGrammar::from_regex(source)
         }
         LARK => {
+            if source.lines().count() > MAX_LINES {
+                return Err(Error::too_large(format!("more than {MAX_LINES} lines")));
+            }
             check_text(source)?;
             TopLevelGrammar::from_lark(source.to_string())
         }
