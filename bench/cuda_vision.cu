@@ -1,7 +1,7 @@
 // The vision encoder of the CUDA backend: correctness and speed, as a program of its own.
 //
-//   cuda_vision test     a small tower against plain loops in double, attention at full size against FP32,
-//   images alone and
+//   cuda_vision test [quick]  a small tower against plain loops in double, attention at full size against
+//   FP32, images alone and
 //                        in a batch bitwise the same, both designs
 //   cuda_vision bench    milliseconds for E4B's tower, in a CUDA graph
 //
@@ -130,11 +130,18 @@ double bounded(double x, const Bounds& b) {
   return std::clamp<double>(x, b.min, b.max);
 }
 
-std::vector<double> apply(const Linear& l, const std::vector<double>& x) {
+// The reference rounds where the encoder does (q and k too: scores of random weights are large, and their
+// rounding alone moves the result by 2e-2), so that what remains is rounding that fell to the other side.
+double rounded(double x) {
+  return __bfloat162float(__float2bfloat16(static_cast<float>(x)));
+}
+
+std::vector<double> apply(const Linear& l, std::vector<double> x) {
+  for (double& value : x) value = rounded(bounded(value, l.input));
   std::vector<double> y;
   for (size_t o = 0; o < l.w.size() / x.size(); ++o) {
     double sum = 0;
-    for (size_t k = 0; k < x.size(); ++k) sum += l.w[o * x.size() + k] * bounded(x[k], l.input);
+    for (size_t k = 0; k < x.size(); ++k) sum += l.w[o * x.size() + k] * x[k];
     y.push_back(bounded(sum, l.output));
   }
   return y;
@@ -169,7 +176,10 @@ Rows reference(const Tower& tower, const VisionGrid& grid, const uint8_t* pixels
       std::vector<double> x = rms({from, from + 64}, which == 0   ? &l.q_norm.host
                                                      : which == 1 ? &l.k_norm.host
                                                                   : nullptr);
-      if (which == 2) return x;
+      if (which == 2) {
+        for (double& value : x) value = rounded(value);
+        return x;
+      }
       const std::vector<double> in = x;
       for (size_t i = 0; i < 64; ++i) {
         const size_t half = i / 32, j = i % 32;
@@ -177,7 +187,7 @@ Rows reference(const Tower& tower, const VisionGrid& grid, const uint8_t* pixels
                                                            : p / static_cast<size_t>(grid.grid_w));
         const double angle = place * std::pow(100.0, -2.0 * static_cast<double>(j % 16) / 32);
         const double partner = j < 16 ? -in[i + 16] : in[i - 16];
-        x[i] = in[i] * std::cos(angle) + partner * std::sin(angle);
+        x[i] = rounded(in[i] * std::cos(angle) + partner * std::sin(angle));
       }
       return x;
     };
@@ -285,7 +295,6 @@ void test_small(ProductDesign design, const char* name) {
       want.insert(want.end(), row.begin(), row.end());
     const double error = relative(got, want);
     std::printf("small tower, %s, %d x %d patches: error %.2e\n", name, grid.grid_h, grid.grid_w, error);
-    // A dozen roundings to BF16 (1.7e-3 each in the norm) on the way through two layers.
     expect(error < 1e-2, "small tower");
     all.insert(all.end(), pixels.begin(), pixels.end());
     alone.insert(alone.end(), got.begin(), got.end());
@@ -366,9 +375,12 @@ void test_attention(int n, float sigma) {
   for (void* p : qkv) cudaFree(p);
 }
 
-void test() {
-  for (const int n : {9, 63, 64, 65, 130, 2520, 10080}) test_attention(n, 0.5f);
-  test_attention(2520, 1.2f);
+void test(bool quick) {
+  for (const int n : {9, 63, 64, 65, 130}) test_attention(n, 0.5f);
+  if (!quick) {
+    for (const int n : {2520, 10080}) test_attention(n, 0.5f);
+    test_attention(2520, 1.2f);
+  }
   test_small(ProductDesign::kSm90, "sm90");
   test_small(ProductDesign::kPortable, "portable");
   std::printf(failures == 0 ? "all passed\n" : "%d FAILED\n", failures);
@@ -476,13 +488,13 @@ void bench() {
 int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "test") {
-    jewel::cuda::test();
+    jewel::cuda::test(argc > 2 && std::string(argv[2]) == "quick");
     return jewel::cuda::failures == 0 ? 0 : 1;
   }
   if (mode == "bench") {
     jewel::cuda::bench();
     return 0;
   }
-  std::fprintf(stderr, "usage: cuda_vision test|bench\n");
+  std::fprintf(stderr, "usage: cuda_vision test [quick]|bench\n");
   return 2;
 }

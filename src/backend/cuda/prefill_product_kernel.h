@@ -25,6 +25,7 @@
 
 #include <cuda_bf16.h>
 
+#include "backend/cuda/prefill_launch.h"
 #include "backend/cuda/prefill_product_task.h"
 #include "backend/cuda/prefill_ptx.h"
 #include "backend/cuda/prefill_values.h"
@@ -41,10 +42,11 @@ struct ProductTile {
   static constexpr int kWeightBytes = 8 * kRowTileBytes;
   static constexpr int kTokenBytes = kTokens * 128;
   static constexpr int kStageBytes = kTokenBytes + kWeightBytes;
-  static constexpr int kStagingBytes = 16384;  // of each warpgroup, two halves
-  static constexpr int kFit = (232448 - 1024 - 512 - 2 * kStagingBytes) / kStageBytes;
+  static constexpr int kStagingBytes = 16384;                     // of each warpgroup, two halves
+  static constexpr int kScaleBytes = kFp8 ? 2 * kTokens * 4 : 0;  // the tokens' scales, for each warpgroup
+  static constexpr int kFit = (232448 - kScaleBytes - 512 - 2 * kStagingBytes) / kStageBytes;
   static constexpr int kStages = kFit > 10 ? 10 : kFit;
-  static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + 2 * kStagingBytes + 512;
+  static constexpr int kSharedBytes = kStages * kStageBytes + 2 * kStagingBytes + kScaleBytes + 512;
 };
 
 inline constexpr int kProductThreads = 384;
@@ -86,7 +88,8 @@ __device__ __forceinline__ void produce(const CUtensorMap& token_map, const CUte
   }
 }
 
-// The sums of one tile, 64 outputs of this warpgroup, in d.
+// The sums of one tile, 64 outputs of this warpgroup, in d. Where K ends inside a stage, the copies have
+// written zeros.
 template <class Tile, ProductKind kKind>
 __device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stages, uint32_t full,
                                          uint32_t empty, uint32_t& stage, uint32_t& parity,
@@ -108,7 +111,6 @@ __device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stage
     for (int k = 0; k < n_stages; ++k) {
       const uint32_t at = stages + stage * Tile::kStageBytes;
       barrier_wait(full + 8 * stage, parity);
-      const int steps = min(4, (task.in - k * Tile::kStageColumns) / 32);  // 4 or 2
       uint32_t a[4][4];
 #pragma unroll
       for (int s = 0; s < 4; ++s) {
@@ -120,10 +122,8 @@ __device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stage
       wgmma_fence();
       Step::run(partial, a[0], b, 0);
       Step::run(partial, a[1], b + 2, 1);
-      if (steps == 4) {
-        Step::run(partial, a[2], b + 4, 1);
-        Step::run(partial, a[3], b + 6, 1);
-      }
+      Step::run(partial, a[2], b + 4, 1);
+      Step::run(partial, a[3], b + 6, 1);
       wgmma_commit();
       wgmma_wait<0>();
       release(stage, true);
@@ -134,7 +134,7 @@ __device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stage
     return;
   }
 
-  uint32_t a[2][4];  // the fragment of the step that runs, and of the next
+  uint32_t a[4][4];  // fragments: of two steps that run, and of the next
   uint32_t previous = 0;
   for (int k = 0; k < n_stages; ++k) {
     const uint32_t at = stages + stage * Tile::kStageBytes;
@@ -143,8 +143,7 @@ __device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stage
     uint4 w;
 #pragma unroll
     for (int s = 0; s < 4; ++s) {
-      if (kKind == ProductKind::kW8A8 && s == 2 && task.in - k * Tile::kStageColumns == 64) break;
-      uint32_t(&next)[4] = a[s & 1];
+      uint32_t(&next)[4] = a[s];
       if constexpr (kKind == ProductKind::kW8A16) {
         if (s % 2 == 0) w = load_shared(at + fragment + s * 256);
         const uint32_t low = s % 2 == 0 ? w.x : w.z, high = s % 2 == 0 ? w.y : w.w;
@@ -160,9 +159,9 @@ __device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stage
       wgmma_fence();
       Step::run(d, next, b + 2 * s, k > 0 || s > 0);
       wgmma_commit();
-      wgmma_wait<1>();
+      wgmma_wait<2>();
       // All steps of the stage before are done.
-      if (s == 0) release(previous, k > 0);
+      if (s == 1) release(previous, k > 0);
     }
     previous = stage;
     if (++stage == Tile::kStages) stage = 0, parity ^= 1;
@@ -175,19 +174,26 @@ __device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stage
 // tokens 8j + 2t,
 // + 1, values 4j to 4j + 3.
 template <class Tile>
-__device__ __forceinline__ void store_tile(const ProductTask& task, uint32_t staging, int first_row,
-                                           int first_token, const float (&d)[Tile::kTokens / 2]) {
+__device__ __forceinline__ void store_tile(const ProductTask& task, uint32_t staging, uint32_t token_scales,
+                                           int first_row, int first_token,
+                                           const float (&d)[Tile::kTokens / 2]) {
   const int thread = static_cast<int>(threadIdx.x % 128), warp = thread / 32, lane = thread % 32,
             g = lane / 4, t = lane % 4, warpgroup = static_cast<int>(threadIdx.x / 128);
   const int row = first_row + warp * 16 + g;
-  float scale[2] = {1, 1};
-  float2 bounds[2] = {{-INFINITY, INFINITY}, {-INFINITY, INFINITY}};
-  if (row + 8 < task.out) {
-    if (task.row_scale != nullptr) scale[0] = task.row_scale[row], scale[1] = task.row_scale[row + 8];
-    if (task.row_clamp != nullptr) bounds[0] = task.row_clamp[row], bounds[1] = task.row_clamp[row + 8];
-  }
   const bool in_range = row + 8 < task.out;
+  float scale[2] = {1, 1};
+  float2 bounds[2] = {};
+  if (in_range && task.row_scale != nullptr)
+    scale[0] = task.row_scale[row], scale[1] = task.row_scale[row + 8];
+  if (in_range && task.row_clamp != nullptr)
+    bounds[0] = task.row_clamp[row], bounds[1] = task.row_clamp[row + 8];
   const bool gate_up = task.form == ProductOut::kGateUp;
+  if constexpr (Tile::kFp8) {
+    for (int i = thread; i < Tile::kTokens; i += 128) {
+      store_shared(token_scales + 4 * i, first_token + i < task.rows ? task.x_scale[first_token + i] : 0);
+    }
+    named_barrier(1 + warpgroup, 128);
+  }
 
 #pragma unroll
   for (int chunk = 0; chunk < Tile::kTokens / 32; ++chunk) {
@@ -197,17 +203,19 @@ __device__ __forceinline__ void store_tile(const ProductTask& task, uint32_t sta
     float v[4][4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      float2 token_scale = {1, 1};
-      if constexpr (Tile::kFp8) {
-        const int token = token0 + 8 * j + 2 * t;
-        token_scale.x = token < task.rows ? task.x_scale[token] : 0;
-        token_scale.y = token + 1 < task.rows ? task.x_scale[token + 1] : 0;
-      }
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float value = d[16 * chunk + 4 * j + i] * scale[i / 2];
-        if constexpr (Tile::kFp8) value *= i % 2 == 0 ? token_scale.x : token_scale.y;
-        v[j][i] = fminf(fmaxf(value, bounds[i / 2].x), bounds[i / 2].y);
+      for (int i = 0; i < 4; ++i) v[j][i] = d[16 * chunk + 4 * j + i] * scale[i / 2];
+      if constexpr (Tile::kFp8) {
+        const float2 token_scale = load_shared_pair(token_scales + 4 * (chunk * 32 + 8 * j + 2 * t));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[j][i] *= i % 2 == 0 ? token_scale.x : token_scale.y;
+      }
+    }
+    if (task.row_clamp != nullptr) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[j][i] = fminf(fmaxf(v[j][i], bounds[i / 2].x), bounds[i / 2].y);
       }
     }
 
@@ -304,10 +312,12 @@ __global__ void JEWEL_CLUSTER_OF_TWO __launch_bounds__(kProductThreads, 1)
                            const __grid_constant__ ProductTask task) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Tile = ProductTile<kKind, kTokens, kPromote>;
-  extern __shared__ std::byte shared[];
-  const uint32_t stages = (shared_address(shared) + 1023) / 1024 * 1024;
+  extern __shared__ __align__(1024) std::byte shared[];
+  const uint32_t stages = shared_address(shared);
+  if (stages % 1024 != 0) __trap();  // the swizzle goes by address
   const uint32_t staging = stages + Tile::kStages * Tile::kStageBytes;
-  const uint32_t full = staging + 2 * Tile::kStagingBytes, empty = full + 8 * Tile::kStages;
+  const uint32_t scales = staging + 2 * Tile::kStagingBytes;
+  const uint32_t full = scales + Tile::kScaleBytes, empty = full + 8 * Tile::kStages;
   if (threadIdx.x == 0) {
     for (int i = 0; i < Tile::kStages; ++i) {
       barrier_init(full + 8 * i, 1);
@@ -316,6 +326,7 @@ __global__ void JEWEL_CLUSTER_OF_TWO __launch_bounds__(kProductThreads, 1)
     barrier_init_fence();
   }
   cluster_sync();
+  wait_for_previous();
 
   if (threadIdx.x >= 256) {
     give_registers<40>();
@@ -331,7 +342,8 @@ __global__ void JEWEL_CLUSTER_OF_TWO __launch_bounds__(kProductThreads, 1)
       float d[kTokens / 2];
       multiply<Tile, kKind>(task, stages, full, empty, stage, parity, d);
       const int first_row = pair * kProductOutputs + static_cast<int>(cluster_rank()) * 128 + warpgroup * 64;
-      store_tile<Tile>(task, staging + warpgroup * Tile::kStagingBytes, first_row, token_tile * kTokens, d);
+      store_tile<Tile>(task, staging + warpgroup * Tile::kStagingBytes,
+                       scales + warpgroup * Tile::kTokens * 4, first_row, token_tile * kTokens, d);
     }
   }
   cluster_sync();  // the other block may still write to this one's memory
@@ -352,8 +364,8 @@ cudaError_t launch_sm90(const PrefillProduct& product, cudaStream_t stream) {
   }
   const ProductTask task = make_task(product, kTokens);
   const int clusters = std::min(multiprocessors() / 2, task.out_pairs * task.token_tiles);
-  kernel<<<clusters * 2, kProductThreads, Tile::kSharedBytes, stream>>>(token_map, weight_map, task);
-  return cudaGetLastError();
+  return launch_dependent(kernel, dim3(static_cast<unsigned>(clusters * 2)), kProductThreads,
+                          Tile::kSharedBytes, stream, token_map, weight_map, task);
 }
 
 }  // namespace jewel::cuda

@@ -1,5 +1,6 @@
 #include "backend/cuda/prefill_rows.h"
 
+#include "backend/cuda/prefill_launch.h"
 #include "backend/cuda/row_store.h"
 
 namespace jewel::cuda {
@@ -38,6 +39,7 @@ __device__ __forceinline__ float inverse_rms(const float4 (&v)[kGroups], int col
 template <int kGroups>
 __global__ void __launch_bounds__(kThreads) embed_rows_kernel(const EmbedRows embed) {
   __shared__ float scratch[kThreads / 32];
+  wait_for_previous();
   const int64_t row = blockIdx.x;
   const int n = embed.hidden / 4;
   const float* soft = embed.soft_rows != nullptr ? embed.soft_rows[row] : nullptr;
@@ -61,6 +63,7 @@ __global__ void __launch_bounds__(kThreads) embed_rows_kernel(const EmbedRows em
 template <int kGroups>
 __global__ void __launch_bounds__(kThreads) residual_norm_kernel(const ResidualNorm norm) {
   __shared__ float scratch[kThreads / 32];
+  wait_for_previous();
   const int64_t row = blockIdx.x;
   const int n = norm.columns / 4;
   auto* h = reinterpret_cast<float4*>(norm.h + row * norm.columns);
@@ -112,6 +115,7 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(const ResidualN
 // A warp takes one row of one layer: width / 128 groups of 4 columns a lane (width 64: half of the lanes).
 template <int kGroups>
 __global__ void __launch_bounds__(128) per_layer_inputs_kernel(const PerLayerInputs inputs) {
+  wait_for_previous();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * 4 + threadIdx.x / 32;
   if (item >= static_cast<int64_t>(inputs.rows) * inputs.n_layers) return;
   const int64_t row = item / inputs.n_layers;
@@ -148,6 +152,7 @@ __global__ void __launch_bounds__(128) per_layer_inputs_kernel(const PerLayerInp
 }
 
 __global__ void __launch_bounds__(kThreads) gather_rows_kernel(const GatherRows gather) {
+  wait_for_previous();
   const auto* in = reinterpret_cast<const float4*>(gather.in + gather.rows[blockIdx.x] * gather.in_stride);
   auto* out = reinterpret_cast<float4*>(gather.out + static_cast<int64_t>(blockIdx.x) * gather.columns);
   for (int i = static_cast<int>(threadIdx.x); i < gather.columns / 4; i += kThreads) out[i] = in[i];
@@ -155,29 +160,20 @@ __global__ void __launch_bounds__(kThreads) gather_rows_kernel(const GatherRows 
 
 }  // namespace
 
-// Calls f<groups>() with the least number of groups of 512 columns that hold a row.
-#define JEWEL_BY_COLUMNS(columns, kernel, rows, stream, ...)  \
-  do {                                                        \
-    const auto grid = static_cast<unsigned>(rows);            \
-    if ((columns) <= 512)                                     \
-      kernel<1><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
-    else if ((columns) <= 1024)                               \
-      kernel<2><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
-    else if ((columns) <= 1536)                               \
-      kernel<3><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
-    else if ((columns) <= 2560)                               \
-      kernel<5><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
-    else if ((columns) <= 4096)                               \
-      kernel<8><<<grid, kThreads, 0, stream>>>(__VA_ARGS__);  \
-    else                                                      \
-      kernel<16><<<grid, kThreads, 0, stream>>>(__VA_ARGS__); \
-  } while (false)
+// Launches kernel<groups> with the least number of groups of 512 columns that hold a row.
+#define JEWEL_BY_COLUMNS(columns, kernel, rows, stream, task) \
+  launch_dependent((columns) <= 512    ? kernel<1>            \
+                   : (columns) <= 1024 ? kernel<2>            \
+                   : (columns) <= 1536 ? kernel<3>            \
+                   : (columns) <= 2560 ? kernel<5>            \
+                   : (columns) <= 4096 ? kernel<8>            \
+                                       : kernel<16>,          \
+                   dim3(static_cast<unsigned>(rows)), kThreads, 0, stream, task)
 
 cudaError_t launch_embed_rows(const EmbedRows& embed, cudaStream_t stream) {
   if (!fits(embed.hidden, embed.input)) return cudaErrorInvalidValue;
   if (embed.rows == 0) return cudaSuccess;
-  JEWEL_BY_COLUMNS(embed.hidden, embed_rows_kernel, embed.rows, stream, embed);
-  return cudaGetLastError();
+  return JEWEL_BY_COLUMNS(embed.hidden, embed_rows_kernel, embed.rows, stream, embed);
 }
 
 cudaError_t launch_residual_norm(const ResidualNorm& norm, cudaStream_t stream) {
@@ -185,8 +181,7 @@ cudaError_t launch_residual_norm(const ResidualNorm& norm, cudaStream_t stream) 
     return cudaErrorInvalidValue;
   }
   if (norm.rows == 0) return cudaSuccess;
-  JEWEL_BY_COLUMNS(norm.columns, residual_norm_kernel, norm.rows, stream, norm);
-  return cudaGetLastError();
+  return JEWEL_BY_COLUMNS(norm.columns, residual_norm_kernel, norm.rows, stream, norm);
 }
 
 #undef JEWEL_BY_COLUMNS
@@ -195,20 +190,15 @@ cudaError_t launch_per_layer_inputs(const PerLayerInputs& inputs, cudaStream_t s
   if (inputs.width <= 0 || inputs.width % 64 != 0 || inputs.width > 512) return cudaErrorInvalidValue;
   const int64_t items = static_cast<int64_t>(inputs.rows) * inputs.n_layers;
   if (items == 0) return cudaSuccess;
-  const auto grid = static_cast<unsigned>((items + 3) / 4);
-  if (inputs.width <= 256) {
-    per_layer_inputs_kernel<2><<<grid, 128, 0, stream>>>(inputs);
-  } else {
-    per_layer_inputs_kernel<4><<<grid, 128, 0, stream>>>(inputs);
-  }
-  return cudaGetLastError();
+  return launch_dependent(inputs.width <= 256 ? per_layer_inputs_kernel<2> : per_layer_inputs_kernel<4>,
+                          dim3(static_cast<unsigned>((items + 3) / 4)), 128, 0, stream, inputs);
 }
 
 cudaError_t launch_gather_rows(const GatherRows& gather, cudaStream_t stream) {
   if (gather.columns <= 0 || gather.columns % 4 != 0) return cudaErrorInvalidValue;
   if (gather.n == 0) return cudaSuccess;
-  gather_rows_kernel<<<static_cast<unsigned>(gather.n), kThreads, 0, stream>>>(gather);
-  return cudaGetLastError();
+  return launch_dependent(gather_rows_kernel, dim3(static_cast<unsigned>(gather.n)), kThreads, 0, stream,
+                          gather);
 }
 
 }  // namespace jewel::cuda

@@ -65,10 +65,11 @@ __device__ __forceinline__ void store_row(const ProductInputOut& out, int64_t ro
       amax = fmaxf(amax, fabsf(*value));
     }
   }
-  float scale = 1;
+  float inverse = 1;
   if (out.form == InputForm::kF8) {
-    scale = quantization_scale(block_reduce<kThreads, true>(amax, scratch));
+    const float scale = quantization_scale(block_reduce<kThreads, true>(amax, scratch));
     if (thread == 0) out.scale[row] = scale;
+    inverse = 1.0f / scale;
   }
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
@@ -77,8 +78,7 @@ __device__ __forceinline__ void store_row(const ProductInputOut& out, int64_t ro
     if (out.form == InputForm::kBF16ProductOrder) {
       store_product_order(static_cast<__nv_bfloat16*>(out.data) + row * out.stride, group, v[i]);
     } else if (out.form == InputForm::kF8) {
-      const float4 scaled = {__fdiv_rn(v[i].x, scale), __fdiv_rn(v[i].y, scale), __fdiv_rn(v[i].z, scale),
-                             __fdiv_rn(v[i].w, scale)};
+      const float4 scaled = {v[i].x * inverse, v[i].y * inverse, v[i].z * inverse, v[i].w * inverse};
       reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(out.data) + row * out.stride)[group] =
           pack_e4m3(scaled);
     } else {

@@ -6,6 +6,7 @@
 
 #include <climits>
 
+#include "backend/cuda/prefill_launch.h"
 #include "backend/cuda/prefill_mma.h"
 #include "backend/cuda/prefill_values.h"
 
@@ -36,6 +37,7 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const __nv_bfloat16* fr
 
 __global__ void __launch_bounds__(kThreads, 2)
     vision_attention_kernel(const VisionAttention task, const __grid_constant__ VisionImages images) {
+  wait_for_previous();
   __shared__ __align__(1024) uint8_t shared[4 * kTileBytes];  // K, V, K, V
   // The block's image and the first of its queries, counted within the image.
   int image = 0, query0 = static_cast<int>(blockIdx.x) * kQueries;
@@ -182,6 +184,8 @@ cudaError_t launch_vision_attention(const VisionAttention& attention, const Visi
     tiles += (images.first[i + 1] - images.first[i] + kQueries - 1) / kQueries;
   if (tiles == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(attention.n_heads));
+  // Launched plainly: blocks of a dependent launch settle two to a multiprocessor beside those that still
+  // run, and stay there (13.4 us became 16.6 at 630 patches).
   vision_attention_kernel<<<grid, kThreads, 0, stream>>>(attention, images);
   return cudaGetLastError();
 }

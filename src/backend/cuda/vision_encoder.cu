@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "backend/cuda/prefill_launch.h"
 #include "backend/cuda/prefill_rows.h"
 #include "backend/cuda/row_store.h"
 #include "backend/cuda/vision_attention.h"
@@ -39,6 +40,7 @@ __device__ __forceinline__ PatchPlace place_of(const VisionImages& images, int p
 // 2 (p / 255 - 1/2) in BF16, product order; a thread takes a group of 16.
 __global__ void __launch_bounds__(kThreads)
     patch_input_kernel(const uint8_t* pixels, int64_t groups, uint4* out) {
+  wait_for_previous();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= groups) return;
   const uint4 bytes = reinterpret_cast<const uint4*>(pixels)[i];
@@ -56,6 +58,7 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads)
     add_positions_kernel(float* h, const __nv_bfloat16* table, int n_positions, int hidden,
                          const __grid_constant__ VisionImages images) {
+  wait_for_previous();
   const PatchPlace place = place_of(images, static_cast<int>(blockIdx.x));
   const __nv_bfloat16* tx = table + static_cast<int64_t>(place.x) * hidden;
   const __nv_bfloat16* ty = table + (static_cast<int64_t>(n_positions) + place.y) * hidden;
@@ -72,6 +75,7 @@ __global__ void __launch_bounds__(kThreads)
     vision_heads_kernel(const float* qkv, int n_heads, const float* q_norm, const float* k_norm, float eps,
                         const Frequencies frequencies, __nv_bfloat16* out,
                         const __grid_constant__ VisionImages images) {
+  wait_for_previous();
   const int patch = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x / 32),
             lane = static_cast<int>(threadIdx.x % 32);
   const PatchPlace place = place_of(images, patch);
@@ -109,6 +113,7 @@ __global__ void __launch_bounds__(kThreads)
     pool_kernel(const float* h, int hidden, int side, float eps, const ProductInputOut out,
                 const __grid_constant__ VisionImages images) {
   __shared__ float scratch[kThreads / 32];
+  wait_for_previous();
   const int cell = static_cast<int>(blockIdx.x);
   int image = 0;
   while (cell >= images.first_cell[image + 1]) ++image;
@@ -220,22 +225,22 @@ struct Pass {
 
   cudaError_t embed(const VisionDeviceWeights& weights, const uint8_t* pixels) const {
     const int64_t groups = static_cast<int64_t>(n) * shape.patch_values / 16;
-    patch_input_kernel<<<static_cast<unsigned>((groups + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-        pixels, groups, reinterpret_cast<uint4*>(at.input));
+    JEWEL_CUDA_TRY(launch_dependent(patch_input_kernel,
+                                    dim3(static_cast<unsigned>((groups + kThreads - 1) / kThreads)), kThreads,
+                                    0, stream, pixels, groups, reinterpret_cast<uint4*>(at.input)));
     JEWEL_CUDA_TRY(product(weights.patch_projection, at.input, shape.patch_values, n, ProductOut::kF32, at.h,
                            shape.hidden));
-    add_positions_kernel<<<static_cast<unsigned>(n), kThreads, 0, stream>>>(
-        at.h, weights.positions, shape.n_positions, shape.hidden, images);
-    return cudaGetLastError();
+    return launch_dependent(add_positions_kernel, dim3(static_cast<unsigned>(n)), kThreads, 0, stream, at.h,
+                            weights.positions, shape.n_positions, shape.hidden, images);
   }
 
   // The input of q, k and v is ready; leaves that of the next layer (or nothing, after the last).
   cudaError_t layer(const VisionDeviceLayer& w, const VisionDeviceLayer* next) const {
     const int hidden = shape.hidden;
     JEWEL_CUDA_TRY(product(w.qkv, at.input, hidden, n, ProductOut::kF32, at.sums, 3 * hidden));
-    vision_heads_kernel<<<static_cast<unsigned>(n), kThreads, 0, stream>>>(
-        at.sums, shape.n_heads, w.q_norm, w.k_norm, shape.rms_norm_eps, axis_frequencies(shape.rope_theta),
-        at.heads, images);
+    JEWEL_CUDA_TRY(launch_dependent(vision_heads_kernel, dim3(static_cast<unsigned>(n)), kThreads, 0, stream,
+                                    at.sums, shape.n_heads, w.q_norm, w.k_norm, shape.rms_norm_eps,
+                                    axis_frequencies(shape.rope_theta), at.heads, images));
     const int64_t third = static_cast<int64_t>(n) * hidden;
     JEWEL_CUDA_TRY(launch_vision_attention({.q = at.heads,
                                             .k = at.heads + third,
@@ -257,13 +262,9 @@ struct Pass {
   cudaError_t project(const VisionDeviceWeights& weights, float* soft_tokens) const {
     const int cells = images.first_cell[images.n];
     const ProductInputOut out = input_within({});
-    if (shape.hidden <= 1024) {
-      pool_kernel<2><<<static_cast<unsigned>(cells), kThreads, 0, stream>>>(at.h, shape.hidden, shape.pooling,
-                                                                            shape.rms_norm_eps, out, images);
-    } else {
-      pool_kernel<8><<<static_cast<unsigned>(cells), kThreads, 0, stream>>>(at.h, shape.hidden, shape.pooling,
-                                                                            shape.rms_norm_eps, out, images);
-    }
+    JEWEL_CUDA_TRY(launch_dependent(shape.hidden <= 1024 ? pool_kernel<2> : pool_kernel<8>,
+                                    dim3(static_cast<unsigned>(cells)), kThreads, 0, stream, at.h,
+                                    shape.hidden, shape.pooling, shape.rms_norm_eps, out, images));
     return product(weights.embedding_projection, at.input, shape.hidden, cells, ProductOut::kF32, soft_tokens,
                    shape.text_hidden);
   }

@@ -1,0 +1,51 @@
+// How the prefill kernels follow each other: on sm_90 a kernel is launched while the one before it still runs
+// (programmatic dependent launch), sets itself up, and waits. Every kernel launched by launch_dependent()
+// calls wait_for_previous() in each thread before it touches memory that another kernel reads or writes; then
+// the order is that of plain launches.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <utility>
+
+namespace jewel::cuda {
+
+#ifdef __CUDACC__
+
+// Returns when the kernels before are complete, and lets the next one be launched as this one's blocks make
+// room.
+__device__ __forceinline__ void wait_for_previous() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+inline bool has_dependent_launch() {
+  static const bool has = [] {
+    int device = 0, major = 0;
+    return cudaGetDevice(&device) == cudaSuccess &&
+           cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+           major >= 9;
+  }();
+  return has;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,
+                             cudaStream_t stream, Arguments&&... arguments) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = has_dependent_launch() ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+#endif
+
+}  // namespace jewel::cuda
