@@ -14,6 +14,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/cuda/attention_decode.h"
@@ -578,11 +579,12 @@ void check_decode(const ModelCase& model, KvFormat format, AttentionDesign desig
     qkv.fill_bytes(0xff);
     CUDA(cudaMemcpy(qkv.data + c.stride, c.qkv.data + row * static_cast<size_t>(c.stride),
                     static_cast<size_t>(c.stride) * 4, cudaMemcpyDeviceToDevice));
-    for (int round = 0; round < 2; ++round) {
+    for (int round = 0; round < 5; ++round) {  // 2 to 4: several runs a block
       DecodeAttention one = p;
+      one.runs_a_block = 1 << std::max(0, round - 1);
       one.rows = {.positions = positions_d.data, .slots = slots_d.data, .n = 2};
       one.qkv = qkv.data;
-      one.max_context = round == 0 ? contexts[row] : 131072;
+      one.max_context = round % 2 == 0 ? contexts[row] : 131072;
       if (round == 1) one.kv.data = other_pool.data, one.kv.page_table = other_table.data;
       out.fill_bytes(0xff);
       CUDA(launch_decode_attention(one, design, nullptr));
@@ -595,7 +597,7 @@ void check_decode(const ModelCase& model, KvFormat format, AttentionDesign desig
 }
 
 void bench_decode(const AttentionShape& shape, KvFormat format, AttentionDesign design, int batch,
-                  int context, double rate) {
+                  int context, double rate, int runs = 0) {
   constexpr int kCalls = 42;
   const size_t page_bytes = kv_page_bytes(shape, format);
   const int seen = shape.window > 0 ? std::min(shape.window, context) : context;
@@ -613,6 +615,7 @@ void bench_decode(const AttentionShape& shape, KvFormat format, AttentionDesign 
     DecodeAttention p = c.launch(out.data, workspace.data, batch);
     p.kv.data = pool.data + static_cast<size_t>(i % sets) * set_bytes;
     p.max_context = std::max(4096, context);
+    p.runs_a_block = runs;
     CUDA(launch_decode_attention(p, design, stream));
   });
   const double bytes = static_cast<double>(batch) * seen * 2 * shape.n_kv_heads * shape.head_dim *
@@ -623,14 +626,17 @@ void bench_decode(const AttentionShape& shape, KvFormat format, AttentionDesign 
       bytes / s * 1e-9, rate * 1e-9);
 }
 // One launch of the sm_90 kernel on a full batch, for a profiler.
-void profile_decode(int dim, int batch, int context, AttentionDesign design) {
+void profile_decode(int dim, int batch, int context, int runs) {
+  const AttentionDesign design = AttentionDesign::kSm90;
   const AttentionShape shape = kModels[dim == 256 ? 0 : 1].shape;
   DecodeCase c(shape, KvFormat::kF8E4M3, std::vector<int>(static_cast<size_t>(batch), context), 3);
   DeviceArray<std::byte> workspace(decode_attention_workspace(shape, batch, design));
   workspace.fill_bytes(0);
   DeviceArray<__nv_bfloat16> out(static_cast<size_t>(batch * shape.n_heads * shape.head_dim));
   for (int i = 0; i < 3; ++i) {
-    CUDA(launch_decode_attention(c.launch(out.data, workspace.data, batch), design, nullptr));
+    DecodeAttention p = c.launch(out.data, workspace.data, batch);
+    p.runs_a_block = runs;
+    CUDA(launch_decode_attention(p, design, nullptr));
     CUDA(cudaDeviceSynchronize());
   }
 }
@@ -639,6 +645,7 @@ void profile_decode(int dim, int batch, int context, AttentionDesign design) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 4096);
   const auto asked = [&](const char* what) {
     for (int i = 1; i < argc; ++i) {
       if (std::strcmp(argv[i], what) == 0) return true;
@@ -650,8 +657,8 @@ int main(int argc, char** argv) {
   std::vector<AttentionDesign> designs = {AttentionDesign::kPortable};
   if (device.major >= 9) designs.push_back(AttentionDesign::kSm90);
   std::printf("%s, sm_%d%d\n", device.name, device.major, device.minor);
-  if (argc == 5 && std::strcmp(argv[1], "profile") == 0) {
-    profile_decode(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]), AttentionDesign::kSm90);
+  if (argc == 6 && std::strcmp(argv[1], "profile") == 0) {
+    profile_decode(std::atoi(argv[2]), std::atoi(argv[3]), std::atoi(argv[4]), std::atoi(argv[5]));
     return 0;
   }
   if (asked("decode_check")) {
@@ -668,10 +675,23 @@ int main(int argc, char** argv) {
         for (int batch : {1, 8, 32, 100}) bench_decode(kModels[0].shape, format, design, batch, 1024, rate);
         for (int batch : {1, 8, 32, 100}) {
           for (int context : {512, 3500, 16384}) {
-            if (batch * context <= 32 * 16384 && !(batch == 100 && context > 3500))
+            if (batch * context <= 32 * 16384 && !(batch == 100 && context > 3500)) {
               bench_decode(kModels[1].shape, format, design, batch, context, rate);
+            }
           }
         }
+      }
+    }
+  }
+  if (argc > 1 && asked("decode_runs")) {
+    const double rate = read_rate();
+    for (int runs : {1, 2, 4, 8}) {
+      std::printf("%d runs a block\n", runs);
+      for (int batch : {4, 8, 16, 32, 64, 100}) {
+        bench_decode(kModels[0].shape, KvFormat::kF8E4M3, AttentionDesign::kSm90, batch, 1024, rate, runs);
+        bench_decode(kModels[1].shape, KvFormat::kF8E4M3, AttentionDesign::kSm90, batch, 512, rate, runs);
+        if (batch == 8 || batch == 32)
+          bench_decode(kModels[1].shape, KvFormat::kF8E4M3, AttentionDesign::kSm90, batch, 3500, rate, runs);
       }
     }
   }

@@ -18,6 +18,7 @@
 
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_device.h"
+#include "backend/cuda/decode_product.h"
 
 namespace jewel::cuda {
 namespace {
@@ -73,14 +74,18 @@ struct Shared {
   uint4 q[DIM / 16][32];                // A fragments by step and lane
   float p[2][kMaxGroup][kScoreStride];  // relative to the warp's maximum
   float warp_max[2][kMaxGroup][kWarps];
-  uint32_t rows[4][kTileKeys];  // of tile n at n % 4: where a key lies, in 16 bytes, or kNoRow
+  const std::byte* k_rows[4][kTileKeys];  // of tile n at n % 4; zeros for keys that are not to be read
+  alignas(16) const std::byte* v_rows[4][kTileKeys];
   float max[kMaxSlots][kMaxGroup];
   float sum[kMaxSlots][kKeyGroups][kMaxGroup];
   alignas(16) std::byte newest_k[DIM * 2];
   alignas(16) std::byte newest_v[DIM * 2];
   unsigned arrived;
 };
-constexpr uint32_t kNoRow = 0xffffffffu;
+
+// What keys outside of a block's run are read from: their probability is 0, and 0 times what an unwritten
+// place of a page holds need not be 0.
+__device__ const uint4 kZeroRow[64] = {};
 
 template <int DIM, KvFormat F>
 struct Sizes {
@@ -154,49 +159,49 @@ struct Tile {
 // Where a block's keys lie.
 template <int DIM, KvFormat F>
 struct Place {
-  const std::byte* k_head;  // K of the KV head in page 0
-  size_t v_offset;          // from K to V of the same position
-  uint32_t page_units;      // bytes of a page / 16
-  int end;                  // keys from here on are not read
-  int newest;               // nor is this one
+  std::byte* k_head;  // K of the KV head in page 0
+  size_t v_offset;    // from K to V of the same position
+  size_t page_bytes;
+  int end;     // keys from here on are not read
+  int newest;  // nor is this one
 
-  __device__ __forceinline__ uint32_t row(int key, int page) const {
-    constexpr uint32_t kRowUnits = Sizes<DIM, F>::kRowBytes / 16;
-    if (key >= end || key == newest) return kNoRow;
-    return static_cast<uint32_t>(page) * page_units + static_cast<uint32_t>(key & 15) * kRowUnits;
+  __device__ __forceinline__ std::byte* row(int key, int page) const {
+    return k_head + static_cast<size_t>(page) * page_bytes +
+           static_cast<size_t>(key & 15) * Sizes<DIM, F>::kRowBytes;
   }
-  __device__ __forceinline__ const std::byte* at(uint32_t row) const { return k_head + size_t{row} * 16; }
+  __device__ __forceinline__ void put_rows(Shared<DIM>& shared, int n, int i, int key, int page) const {
+    const bool read = key < end && key != newest;
+    const auto* zeros = reinterpret_cast<const std::byte*>(kZeroRow);
+    const std::byte* k = row(key, page);
+    shared.k_rows[n % 4][i] = read ? k : zeros;
+    shared.v_rows[n % 4][i] = read ? k + v_offset : zeros;
+  }
 };
 
 template <int DIM, KvFormat F>
-__device__ __forceinline__ void load_k(Tile<DIM, F>& tile, const Place<DIM, F>& place, const uint32_t* rows,
-                                       int warp, int g, int t) {
-  const uint32_t row = rows[8 * warp + g];
-  const std::byte* from = place.at(row) + 16 * t;
+__device__ __forceinline__ void load_k(Tile<DIM, F>& tile, const Shared<DIM>& shared, int n, int warp, int g,
+                                       int t) {
+  const std::byte* from = shared.k_rows[n % 4][8 * warp + g] + 16 * t;
 #pragma unroll
-  for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) {
-    tile.k[c] = row != kNoRow ? load_streaming(from + 64 * c) : make_uint4(0, 0, 0, 0);
-  }
+  for (int c = 0; c < Sizes<DIM, F>::kKLoads; ++c) tile.k[c] = load_streaming(from + 64 * c);
 }
 
 template <int DIM, KvFormat F>
-__device__ __forceinline__ void load_v(Tile<DIM, F>& tile, const Place<DIM, F>& place, const uint32_t* rows,
-                                       int span, int key_group, int g, int t) {
+__device__ __forceinline__ void load_v(Tile<DIM, F>& tile, const Shared<DIM>& shared, int n, int span,
+                                       int key_group, int g, int t) {
   using S = Sizes<DIM, F>;
-  const size_t column = place.v_offset + static_cast<size_t>((64 * span + 8 * g) * S::kElement);
+  const int column = (64 * span + 8 * g) * S::kElement;
 #pragma unroll
   for (int s = 0; s < S::kSteps; ++s) {
-    const uint4 four = *reinterpret_cast<const uint4*>(rows + 16 * (key_group * S::kSteps + s) + 4 * t);
-    const uint32_t row[4] = {four.x, four.y, four.z, four.w};
+    const std::byte* const* rows = &shared.v_rows[n % 4][16 * (key_group * S::kSteps + s) + 4 * t];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       uint32_t(&v)[S::kVWords] = tile.v[s][i];
-      const std::byte* from = place.at(row[i]) + column;
       if constexpr (S::kVWords == 2) {
-        const uint2 x = row[i] != kNoRow ? load_streaming8(from) : make_uint2(0, 0);
+        const uint2 x = load_streaming8(rows[i] + column);
         v[0] = x.x, v[1] = x.y;
       } else {
-        const uint4 x = row[i] != kNoRow ? load_streaming(from) : make_uint4(0, 0, 0, 0);
+        const uint4 x = load_streaming(rows[i] + column);
         v[0] = x.x, v[1] = x.y, v[2] = x.z, v[3] = x.w;
       }
     }
@@ -324,10 +329,10 @@ __device__ __forceinline__ void prepare_rows(const DecodeAttention& p, Shared<DI
     if (is_k) head.rotate(rotation);
     std::byte* global = newest_row + (is_k ? 0 : v_offset);
     std::byte* local = is_k ? shared.newest_k : shared.newest_v;
-    const float scale = is_k ? p.kv.k_scale : p.kv.v_scale;
+    const float inverse_scale = 1.0f / (is_k ? p.kv.k_scale : p.kv.v_scale);
     head.for_fours(lane, [&](int index, const float(&four)[4]) {
-      store_kv4<F>(global, index, four, scale);
-      store_kv4<F>(local, index, four, scale);
+      store_kv4<F>(global, index, four, inverse_scale);
+      store_kv4<F>(local, index, four, inverse_scale);
     });
   }
   // Written by an earlier kernel: by now it is complete.
@@ -346,7 +351,7 @@ __device__ __forceinline__ void prepare_rows(const DecodeAttention& p, Shared<DI
 // the pieces found. `out` is [slots, kKeyGroups, group, kOutStride] in every block of the cluster.
 template <int DIM, bool kClusters>
 __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& shared, const float* results,
-                                      const Workspace& workspace, int slots, int block, int piece,
+                                      const Workspace& workspace, int slots_log2, int block, int piece,
                                       int n_pieces) {
   constexpr int kRanks = kRanksOf<kClusters>, kMaxPieces = kMaxPiecesOf<kClusters>;
   constexpr int kGroups = Shared<DIM>::kKeyGroups, kStride = Shared<DIM>::kOutStride;
@@ -355,9 +360,17 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
   const int64_t unit = int64_t{row} * p.shape.n_kv_heads + kv_head;
   float* sums = workspace.sums + unit * kMaxPieces * group * DIM;
   float2* stats = workspace.stats + unit * kMaxPieces * kRanks * group;
-  auto* out =
-      static_cast<__nv_bfloat162*>(p.out) + (int64_t{row} * p.shape.n_heads + kv_head * group) * (DIM / 2);
-  const int slots_log2 = __ffs(slots) - 1;
+  const auto put = [&](int head, int column, float x, float y) {
+    const int k = (kv_head * group + head) * DIM + column;
+    auto* out = static_cast<__nv_bfloat16*>(p.out);
+    if (p.out_slots) {
+      out[slot_order(row, k, p.rows.n)] = __float2bfloat16_rn(x);
+      out[slot_order(row, k + 1, p.rows.n)] = __float2bfloat16_rn(y);
+    } else {
+      *reinterpret_cast<__nv_bfloat162*>(out + int64_t{row} * p.shape.n_heads * DIM + k) =
+          __floats2bfloat162_rn(x, y);
+    }
+  };
   const int pairs_log2 = __ffs(DIM / 2 / kRanks) - 1 + slots_log2;  // pairs of columns a block adds
   const int n = group << pairs_log2, pair_mask = (1 << pairs_log2) - 1;
 
@@ -368,7 +381,7 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
     float2 o[kRanks][kGroups];
 #pragma unroll
     for (int r = 0; r < kRanks; ++r) {
-      const int from = r >> slots_log2, slot = r & (slots - 1);
+      const int from = r >> slots_log2, slot = r & ((1 << slots_log2) - 1);
       max[r] = load_rank(&shared.max[slot][head], from);
 #pragma unroll
       for (int k = 0; k < kGroups; ++k) {
@@ -384,7 +397,7 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
 #pragma unroll
     for (int r = 0; r < kRanks; ++r) {
       if (max[r] == -INFINITY) continue;  // a run without keys left no results
-      const float weight = exp2f(max[r] - top);
+      const float weight = exp2_fast(max[r] - top);
 #pragma unroll
       for (int k = 0; k < kGroups; ++k) {
         total = fmaf(weight, sum[r][k], total);
@@ -393,8 +406,8 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
       }
     }
     if (n_pieces == 1) {
-      const float scale = p.kv.v_scale / total;
-      out[(head * DIM + column) / 2] = __floats2bfloat162_rn(value.x * scale, value.y * scale);
+      const float scale = __fdividef(p.kv.v_scale, total);
+      put(head, column, value.x * scale, value.y * scale);
     } else {
       __stcg(reinterpret_cast<float2*>(sums + (piece * group + head) * DIM + column), value);
       if ((i & pair_mask) == 0) {
@@ -429,13 +442,13 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
     for (int s = 0; s < n_pieces; ++s) {
       const float2 stat = stat_of(s);
       const float2 o = __ldcg(reinterpret_cast<const float2*>(sums + (s * group + head) * DIM + column));
-      const float weight = exp2f(stat.x - top);
+      const float weight = exp2_fast(stat.x - top);
       total = fmaf(weight, stat.y, total);
       value.x = fmaf(weight, o.x, value.x);
       value.y = fmaf(weight, o.y, value.y);
     }
-    const float scale = p.kv.v_scale / total;
-    out[(head * DIM + column) / 2] = __floats2bfloat162_rn(value.x * scale, value.y * scale);
+    const float scale = __fdividef(p.kv.v_scale, total);
+    put(head, column, value.x * scale, value.y * scale);
   }
 }
 
@@ -458,26 +471,27 @@ __device__ __forceinline__ void put_results(float* results, const float (&out)[8
 
 template <int DIM, KvFormat F>
 constexpr int min_blocks() {
-  return DIM == 512 ? (F == KvFormat::kF8E4M3 ? 2 : 1) : (F == KvFormat::kF8E4M3 ? 3 : 2);
+  return DIM == 512 ? (F == KvFormat::kF8E4M3 ? 2 : 1) : 2;
 }
 
 template <int DIM, KvFormat F, bool kClusters>
 __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     decode_attention_kernel(const __grid_constant__ DecodeAttention p,
-                            const __grid_constant__ Workspace workspace, int slots) {
+                            const __grid_constant__ Workspace workspace, int slots_log2) {
   using S = Sizes<DIM, F>;
   constexpr int kRanks = kRanksOf<kClusters>, kGroups = Shared<DIM>::kKeyGroups;
   __shared__ Shared<DIM> shared;
   extern __shared__ __align__(16) float results[];  // [slots, kGroups, group, kOutStride], then the page list
 
   const int row = blockIdx.z, kv_head = blockIdx.y;
-  const int blocks = kRanks / slots, block = blockIdx.x % blocks, piece = blockIdx.x / blocks;
+  const int position = p.rows.positions[row], table_row = p.rows.slots[row];
+  const int slots = 1 << slots_log2, blocks_log2 = (kClusters ? 3 : 0) - slots_log2;
+  const int block = blockIdx.x & ((1 << blocks_log2) - 1), piece = blockIdx.x >> blocks_log2;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int span = warp % Shared<DIM>::kSpans, key_group = warp / Shared<DIM>::kSpans;
   const int group = p.shape.n_heads / p.shape.n_kv_heads;
   release_next_kernel();
 
-  const int position = p.rows.positions[row];
   if (position < 0) return;
   const int first = p.shape.window > 0 ? max(0, position - p.shape.window + 1) : 0;
   const Cut cut = cut_keys<kClusters>(position + 1 - first);
@@ -490,16 +504,15 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
   const size_t head_bytes = size_t{16} * S::kRowBytes;
   const Place<DIM, F> place = {.k_head = p.kv.data + kv_head * head_bytes,
                                .v_offset = p.shape.n_kv_heads * head_bytes,
-                               .page_units = static_cast<uint32_t>(2 * p.shape.n_kv_heads * head_bytes / 16),
+                               .page_bytes = 2 * p.shape.n_kv_heads * head_bytes,
                                .end = end,
                                .newest = position};
-  const int32_t* table = p.kv.page_table + int64_t{p.rows.slots[row]} * p.kv.max_pages;
+  const int32_t* table = p.kv.page_table + int64_t{table_row} * p.kv.max_pages;
   auto* pages = reinterpret_cast<int32_t*>(results + slots * kGroups * group * Shared<DIM>::kOutStride);
   const int first_page = begin >> 4;
   if (threadIdx.x < 2 * kTileKeys) {
-    const int key = begin + threadIdx.x;
-    shared.rows[threadIdx.x / kTileKeys][threadIdx.x % kTileKeys] =
-        key < end ? place.row(key, table[key >> 4]) : kNoRow;
+    const int i = static_cast<int>(threadIdx.x), key = begin + i;
+    place.put_rows(shared, i / kTileKeys, i % kTileKeys, key, key < end ? table[key >> 4] : 0);
   }
   if (n_tiles > 2) {
     const int n_pages = ((end - 1) >> 4) - first_page + 1;
@@ -513,14 +526,10 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
   HeadRotation<DIM> rotation;
   std::byte* newest_row = nullptr;
   if (n_tiles > 0) {
-    load_k(tile, place, shared.rows[0], warp, g, t);
-    load_v(tile, place, shared.rows[0], span, key_group, g, t);
+    load_k<DIM, F>(tile, shared, 0, warp, g, t);
+    load_v<DIM, F>(tile, shared, 0, span, key_group, g, t);
     if (!p.prepared) rotation.set(p.rope, position, lane);
-    if (end == position + 1) {
-      const int page = table[position >> 4];
-      newest_row = p.kv.data + kv_head * head_bytes + static_cast<size_t>(page) * place.page_units * 16 +
-                   static_cast<size_t>(position & 15) * S::kRowBytes;
-    }
+    if (end == position + 1) newest_row = place.row(position, table[position >> 4]);
   }
 
   wait_for_previous_kernels();
@@ -545,7 +554,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     if (has_newest) take_newest_k(tile, shared, tile_key, position, warp, g, t);
     float s0, s1;
     scores(shared, tile, group, lane, s0, s1);
-    if (more) load_k(tile, place, shared.rows[(n + 1) % 4], warp, g, t);
+    if (more) load_k<DIM, F>(tile, shared, n + 1, warp, g, t);
 
     const int key = tile_key + 8 * warp + 2 * t;
     s0 = key < end ? s0 * to_log2 : -INFINITY;
@@ -555,12 +564,11 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     warp_max = fmaxf(warp_max, __shfl_xor_sync(kAllLanes, warp_max, 2));
     const float base = warp_max == -INFINITY ? 0 : warp_max;
     *reinterpret_cast<float2*>(&shared.p[buffer][g][8 * warp + 2 * t]) =
-        make_float2(exp2f(s0 - base), exp2f(s1 - base));
+        make_float2(exp2_fast(s0 - base), exp2_fast(s1 - base));
     if (t == 0) shared.warp_max[buffer][g][warp] = warp_max;
     if (n + 2 < n_tiles && threadIdx.x < kTileKeys) {
-      const int ahead = tile_key + 2 * kTileKeys + static_cast<int>(threadIdx.x);
-      shared.rows[(n + 2) % 4][threadIdx.x] =
-          ahead < end ? place.row(ahead, pages[(ahead >> 4) - first_page]) : kNoRow;
+      const int i = static_cast<int>(threadIdx.x), ahead = tile_key + 2 * kTileKeys + i;
+      place.put_rows(shared, n + 2, i, ahead, ahead < end ? pages[(ahead >> 4) - first_page] : 0);
     }
     __syncthreads();
 
@@ -571,7 +579,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
       const float4 m = *reinterpret_cast<const float4*>(&shared.warp_max[buffer][g][w]);
       new_max = fmaxf(fmaxf(fmaxf(new_max, m.x), fmaxf(m.y, m.z)), m.w);
     }
-    const float shrink = exp2f(max - new_max);  // a tile has a key, so new_max is a number
+    const float shrink = exp2_fast(max - new_max);  // a tile has a key, so new_max is a number
     max = new_max;
     sum *= shrink;
 #pragma unroll
@@ -583,7 +591,8 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     for (int s = 0; s < S::kSteps; ++s) {
       const int step = key_group * S::kSteps + s;
       float4 x = *reinterpret_cast<const float4*>(&shared.p[buffer][g][16 * step + 4 * t]);
-      const float scale = exp2f(shared.warp_max[buffer][g][2 * step + t / 2] - max + Number<F>::kHeadroom);
+      const float scale =
+          exp2_fast(shared.warp_max[buffer][g][2 * step + t / 2] - max + Number<F>::kHeadroom);
       x.x *= scale, x.y *= scale, x.z *= scale, x.w *= scale;
       sum += (x.x + x.y) + (x.z + x.w);
       const Split a = Number<F>::split(x.x, x.y), b = Number<F>::split(x.z, x.w);
@@ -596,7 +605,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
         Number<F>::mma(out[j + 1], rows, v[2], v[3]);
       }
     }
-    if (more) load_v(tile, place, shared.rows[(n + 1) % 4], span, key_group, g, t);
+    if (more) load_v<DIM, F>(tile, shared, n + 1, span, key_group, g, t);
 
     if (--left_of_run > 0 && more) continue;
     sum += __shfl_xor_sync(kAllLanes, sum, 1);
@@ -622,7 +631,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
   } else {
     __syncthreads();
   }
-  merge<DIM, kClusters>(p, shared, results, workspace, slots, block, piece, cut.pieces);
+  merge<DIM, kClusters>(p, shared, results, workspace, slots_log2, block, piece, cut.pieces);
   if constexpr (kClusters) {
     cluster_arrive_relaxed();  // nobody leaves while its results are being read
     cluster_wait();
@@ -641,15 +650,22 @@ WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
           .stats = pieces * kRanksOf<kClusters> * sizeof(float2)};
 }
 
-// Runs a block takes: as many as leave about two blocks a multiprocessor of an H200.
-int slots_for(const DecodeAttention& p, bool clusters) {
-  if (!clusters) return 1;
-  const int group = p.shape.n_heads / p.shape.n_kv_heads, most = group > 4 ? 4 : 8;
-  if (p.runs_a_block > 0) return std::min(p.runs_a_block, most);
-  const int units = p.rows.n * p.shape.n_kv_heads;
-  int slots = 1;
-  while (slots < most && units * 8 / (2 * slots) >= 250) slots *= 2;
-  return slots;
+// log2 of the runs a block takes, by what was fastest on an H200 (docs of bench/cuda_attention.cu's
+// decode_runs): at 512 keys E4B's sliding layers want 1 up to batch 8, 2 at 16, 4 at 32 and 64, 8 at 100.
+// Layers that see everything may have seven more pieces to fill the card with.
+int slots_log2_for(const DecodeAttention& p, bool clusters) {
+  if (!clusters) return 0;
+  const int group = p.shape.n_heads / p.shape.n_kv_heads;
+  int most = group > 4 ? 2 : 3;  // shared memory for the runs' results
+  int wanted = 0;
+  if (p.runs_a_block > 0) {
+    while (2 << wanted <= p.runs_a_block) ++wanted;
+  } else {
+    int units = p.rows.n * p.shape.n_kv_heads;
+    if (p.shape.window == 0 && p.max_context > 1024) units += units / 2, most = std::min(most, 2);
+    wanted = units <= 16 ? 0 : units <= 40 ? 1 : units <= 150 ? 2 : 3;
+  }
+  return std::min(wanted, most);
 }
 
 template <int DIM, KvFormat F, bool kClusters>
@@ -660,7 +676,8 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
   const Workspace workspace = {.counters = reinterpret_cast<unsigned*>(bytes),
                                .sums = reinterpret_cast<float*>(bytes + sizes.counters),
                                .stats = reinterpret_cast<float2*>(bytes + sizes.counters + sizes.sums)};
-  const int slots = slots_for(p, kClusters), blocks = kRanksOf<kClusters> / slots;
+  const int slots_log2 = slots_log2_for(p, kClusters), slots = 1 << slots_log2;
+  const int blocks = kRanksOf<kClusters> >> slots_log2;
   const int group = p.shape.n_heads / p.shape.n_kv_heads;
   const int result_rows = slots * Shared<DIM>::kKeyGroups * group;
   const int page_entries = slots * cut_keys<kClusters>(keys).block_keys / 16 + 2;
@@ -685,7 +702,7 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
     config.numAttrs = 2;
   }
-  return cudaLaunchKernelEx(&config, kernel, p, workspace, slots);
+  return cudaLaunchKernelEx(&config, kernel, p, workspace, slots_log2);
 }
 
 template <bool kClusters>

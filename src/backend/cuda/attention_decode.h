@@ -35,6 +35,7 @@ struct DecodeAttention {
   // Changes no result.
   int runs_a_block = 0;
   void* out = nullptr;        // BF16 [rows, n_heads * head_dim]
+  bool out_slots = false;     // out in slot order (decode_product.h) instead
   void* workspace = nullptr;  // decode_attention_workspace(); zeroed once, then left as it should be found
   int workspace_rows = 0;     // the max_rows it was sized for
 };

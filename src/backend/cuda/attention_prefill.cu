@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(Plan<DIM, BM, BN, F>::kThreads, 1)
       top[r] = fmaxf(top[r], __shfl_xor_sync(kAllLanes, top[r], 2));
       top[r] = fmaxf(top[r], max[r]);
       const float base_max = top[r] == -INFINITY ? 0 : top[r];  // a row that has seen no key yet
-      shrink[r] = exp2f(max[r] - base_max);
+      shrink[r] = exp2_fast(max[r] - base_max);
       max[r] = top[r];
       top[r] = base_max - Number<F>::kHeadroom;
       sum[r] *= shrink[r];
@@ -285,7 +285,7 @@ __global__ void __launch_bounds__(Plan<DIM, BM, BN, F>::kThreads, 1)
     for (int n = 0; n < P::kTiles; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        s[n][i] = exp2f(s[n][i] - top[i / 2]);
+        s[n][i] = exp2_fast(s[n][i] - top[i / 2]);
         sum[i / 2] += s[n][i];
       }
     }

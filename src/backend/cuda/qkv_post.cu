@@ -67,8 +67,9 @@ __global__ void __launch_bounds__(kWarps * 32) qkv_post_kernel(const __grid_cons
     }
     if (!is_q && p.kv.data != nullptr) {
       std::byte* out = PagePlace<F, DIM>(p.kv, n_kv, p.rows.slots[row], position).row(kv_head, is_v);
-      const float scale = is_v ? p.kv.v_scale : p.kv.k_scale;
-      head.for_fours(lane, [&](int index, const float(&four)[4]) { store_kv4<F>(out, index, four, scale); });
+      const float inverse_scale = 1.0f / (is_v ? p.kv.v_scale : p.kv.k_scale);
+      head.for_fours(
+          lane, [&](int index, const float(&four)[4]) { store_kv4<F>(out, index, four, inverse_scale); });
     }
   }
 }
@@ -85,8 +86,9 @@ __global__ void __launch_bounds__(kWarps * 32) kv_store_kernel(const __grid_cons
     Head<DIM> head;
     head.load((is_v ? p.v : p.k) + (int64_t{row} * n_kv + i % n_kv) * DIM, lane);
     std::byte* out = place.row(i % n_kv, is_v);
-    const float scale = is_v ? p.kv.v_scale : p.kv.k_scale;
-    head.for_fours(lane, [&](int index, const float(&four)[4]) { store_kv4<F>(out, index, four, scale); });
+    const float inverse_scale = 1.0f / (is_v ? p.kv.v_scale : p.kv.k_scale);
+    head.for_fours(lane,
+                   [&](int index, const float(&four)[4]) { store_kv4<F>(out, index, four, inverse_scale); });
   }
 }
 
