@@ -7,9 +7,11 @@ JEWEL := build/release/jewel
 FUZZ_SECONDS ?= 60
 # The tests in which several threads of ours meet; under TSan the others would only be slower.
 TSAN_TESTS := base_test backend_test engine_test checkpoint_test
+# What `make cuda` builds: the rest does not differ from the release build.
+CUDA_TARGETS := jewel cuda_test
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-check build run test check asan tsan fuzz cuda lint format bench clean check-steps expected-answer
+.PHONY: help setup setup-check setup-cuda build run test check asan tsan fuzz cuda lint format bench clean check-steps expected-answer
 # The parallel work is inside the steps; two of them at once would only fight for cores.
 .NOTPARALLEL:
 
@@ -22,6 +24,8 @@ setup:  ## install what a build needs (Debian 12; silent when nothing is missing
 
 setup-check:
 	@tools/setup.sh build check
+setup-cuda:
+	@tools/setup.sh build cuda
 
 # A preset's build folder. Ninja itself re-runs CMake when a CMakeLists.txt changes; this rule is for the first time and
 # for a change of the presets.
@@ -72,9 +76,9 @@ fuzz: setup-check build/fuzz/build.ninja  ## every fuzz target for FUZZ_SECONDS 
 	@cmake --build build/fuzz -j $(JOBS) --target fuzzers
 	@JOBS=$(JOBS) tests/fuzz/run.sh build/fuzz $(FUZZ_SECONDS)
 
-cuda: setup-check
-	@if [ -d src/backend/cuda ]; then cmake --preset cuda >/dev/null && cmake --build build/cuda -j $(JOBS); \
-	 else echo 'cuda: skipped, there is no src/backend/cuda yet'; fi
+cuda: setup-cuda build/cuda/build.ninja  ## the program with its CUDA backend, at build/cuda/jewel, and the GPU tests (no GPU needed)
+	@cmake --build build/cuda -j $(JOBS) --target $(CUDA_TARGETS) >&2
+	@build/cuda/tests/cuda/cuda_test --gtest_brief=1
 
 lint: setup-check build/release/build.ninja  ## clang-format, clang-tidy, cargo fmt and clippy, shellcheck
 	@JOBS=$(JOBS) tools/lint.sh

@@ -4,6 +4,8 @@
 #   build   compile Jewel and run its tests (make build, make run, make test)
 #   check   what CI adds: sanitizers, fuzzers, linters (make check, make lint)
 #   bench   what the benchmarks need (make bench)
+#   cuda    nvcc and the CUDA runtime (make cuda): what stands on this machine, else NVIDIA's wheels from PyPI into
+#           build/cuda-toolkit, 0.3 GB, where `make clean` removes them
 #
 # Each need is a package and a proof: a command on PATH, or a file. Only proofs are looked at, so a second call costs
 # milliseconds and prints nothing, and a machine that got its tools in another way is left alone. What is missing is
@@ -50,7 +52,9 @@ LIST
         echo "rustfmt-web            cmd:cargo-fmt         lint of rust/textkit"
       fi ;;
     bench) ;;  # the benchmarks run the program itself and need nothing more than its build
-    *) echo "setup: unknown group '$1'; groups are build, check and bench" >&2; exit 2 ;;
+    cuda) # wheels go into a virtual environment, and Debian keeps pip for one in a package of its own
+      if [ -z "$(find_nvcc)" ]; then echo "python3-venv           py:ensurepip          NVIDIA's wheels"; fi ;;
+    *) echo "setup: unknown group '$1'; groups are build, check, bench and cuda" >&2; exit 2 ;;
   esac
 }
 
@@ -61,6 +65,39 @@ rust_is_new_enough() {
   version=$("$cargo" --version 2>/dev/null) || return 1
   [[ $version =~ ^cargo\ ([0-9]+)\.([0-9]+) ]] || return 1
   (( BASH_REMATCH[1] > 1 || BASH_REMATCH[2] >= 88 ))
+}
+
+# The same order as cmake/cuda.cmake: a toolkit of this machine's first, then the wheels'.
+toolkit=$(dirname "$0")/../build/cuda-toolkit
+find_nvcc() {
+  local nvcc
+  for nvcc in "${CUDACXX:-}" "$(command -v nvcc || true)" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" /usr/local/cuda/bin/nvcc \
+              "$toolkit"/lib/python3*/site-packages/nvidia/cu13/bin/nvcc; do
+    if [ -n "$nvcc" ] && [ -x "$nvcc" ]; then echo "$nvcc"; return; fi
+  done
+}
+
+# Wheels hold libraries by their versioned names, in lib/; compilers look for lib64/ and libX.so.
+install_cuda_wheels() {
+  local log root library start=$SECONDS
+  log=$(mktemp "${TMPDIR:-/tmp}/jewel-setup.XXXXXX")
+  echo "setup: no CUDA toolkit on this machine; NVIDIA's wheels go into build/cuda-toolkit" >&2
+  # One call: pip resolves the parts together, and a second one would replace files that they share.
+  if ! { rm -rf "$toolkit" && python3 -m venv "$toolkit" &&
+         "$toolkit/bin/pip" install -q --disable-pip-version-check --retries 3 \
+           'cuda-toolkit[nvcc,cudart,cccl,crt,nvvm,culibos,nvml]==13.0.3.0'; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    rm -rf "$toolkit"
+    echo "setup: the CUDA toolkit could not be installed (whole log: $log); put nvcc 13.0 or newer on PATH, or set CUDA_HOME" >&2
+    exit 1
+  fi
+  rm -f "$log"
+  root=$(echo "$toolkit"/lib/python3*/site-packages/nvidia/cu13)
+  ln -sfn lib "$root/lib64"
+  for library in "$root"/lib/lib*.so.*; do
+    ln -sf "$(basename "$library")" "${library%%.so.*}.so"
+  done
+  echo "setup: nvcc ready in $(( SECONDS - start )) s" >&2
 }
 
 # True when the proof holds. Files are looked for where Debian and hand-made installations put them.
@@ -74,6 +111,7 @@ proven() {
            done ;;
     rt:*)  for file in /usr/lib/llvm-19/lib/clang/19/lib/*/"$name"*; do [ -e "$file" ] && return; done ;;
     etc:*) [ -e "/etc/$name" ] && return ;;
+    py:*)  python3 -c "import $name" 2>/dev/null && return ;;
   esac
   return 1
 }
@@ -85,7 +123,13 @@ for group in "$@"; do
     if [ -n "$package" ] && ! proven "$proof"; then missing+=("$package"); fi
   done <<<"$list"
 done
-(( ${#missing[@]} )) || exit 0
+finish() {  # what is no package
+  case " $* " in *' cuda '*) if [ -z "$(find_nvcc)" ]; then install_cuda_wheels; fi ;; esac
+}
+if (( ! ${#missing[@]} )); then
+  finish "$@"
+  exit 0
+fi
 
 by_hand() {
   echo "setup: $1" >&2
@@ -117,3 +161,4 @@ if ! { "${as_root[@]}" "${apt[@]}" update &&
 fi
 rm -f "$log"
 echo "setup: done in $(( SECONDS - start )) s" >&2
+finish "$@"
