@@ -21,13 +21,13 @@ using namespace jewel::cuda;
 
 namespace {
 
-#define CUDA_OK(call)                                                                               \
-  do {                                                                                              \
-    const cudaError_t error_ = (call);                                                              \
-    if (error_ != cudaSuccess) {                                                                    \
-      std::printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_));         \
-      std::exit(1);                                                                                 \
-    }                                                                                               \
+#define CUDA_OK(call)                                                                       \
+  do {                                                                                      \
+    const cudaError_t error_ = (call);                                                      \
+    if (error_ != cudaSuccess) {                                                            \
+      std::printf("%s:%d %s: %s\n", __FILE__, __LINE__, #call, cudaGetErrorString(error_)); \
+      std::exit(1);                                                                         \
+    }                                                                                       \
   } while (0)
 
 template <class T>
@@ -44,7 +44,8 @@ __host__ __device__ inline uint32_t hash(uint64_t i) {
   return static_cast<uint32_t>((i ^ (i >> 30)) >> 16);
 }
 __device__ float gauss(uint64_t i) {
-  const float u = (static_cast<float>(hash(2 * i)) + 1.0f) * 2.3283064e-10f, v = static_cast<float>(hash(2 * i + 1)) * 2.3283064e-10f;
+  const float u = (static_cast<float>(hash(2 * i)) + 1.0f) * 2.3283064e-10f,
+              v = static_cast<float>(hash(2 * i + 1)) * 2.3283064e-10f;
   return sqrtf(-2.0f * __logf(u)) * __cosf(6.2831853f * v);
 }
 __global__ void fill_f8(uint8_t* out, size_t n, uint64_t seed) {
@@ -94,7 +95,8 @@ __device__ double weight_at(const TiledWeight& w, int n, int k) {
   const int lane = n % 8 * 4 + k % 16 / 4, high = n % 16 / 8;
   if (w.format == TileFormat::kF8E4M3) {
     const size_t tile = static_cast<size_t>(n / 16) * (w.k / 32) + k / 32;
-    const uint8_t code = static_cast<const uint8_t*>(w.tiles)[tile * 512 + lane * 16 + high * 4 + k % 32 / 16 * 8 + k % 4];
+    const uint8_t code =
+        static_cast<const uint8_t*>(w.tiles)[tile * 512 + lane * 16 + high * 4 + k % 32 / 16 * 8 + k % 4];
     __nv_fp8_e4m3 value;
     value.__x = code;
     return static_cast<double>(static_cast<float>(value)) * static_cast<double>(w.row_scale[n]);
@@ -108,11 +110,13 @@ __global__ void reference_product(TiledWeight w, const __nv_bfloat16* x, int row
   const int n = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x), row = static_cast<int>(blockIdx.y);
   if (n >= w.n) return;
   double sum = 0;
-  for (int k = 0; k < w.k; ++k) sum += weight_at(w, n, k) * static_cast<double>(__bfloat162float(x[static_cast<size_t>(row) * w.k + k]));
+  for (int k = 0; k < w.k; ++k)
+    sum += weight_at(w, n, k) * static_cast<double>(__bfloat162float(x[static_cast<size_t>(row) * w.k + k]));
   out[static_cast<size_t>(row) * w.n + n] = sum;
 }
 __global__ void to_slots(const __nv_bfloat16* x, int rows, int k, __nv_bfloat16* out) {
-  for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < rows * k; i += static_cast<int>(gridDim.x * blockDim.x)) {
+  for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < rows * k;
+       i += static_cast<int>(gridDim.x * blockDim.x)) {
     out[slot_order(i / k, i % k, rows)] = x[i];
   }
 }
@@ -122,7 +126,9 @@ std::vector<T> to_host(const T* p, size_t n) {
   CUDA_OK(cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost));
   return out;
 }
-double gelu(double x) { return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x))); }
+double gelu(double x) {
+  return 0.5 * x * (1 + std::tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
 float bf16_value(__nv_bfloat16 x) {
   uint16_t bits;
   std::memcpy(&bits, &x, 2);
@@ -136,7 +142,8 @@ int failures = 0;
 void report(const std::string& what, double error, double bound, bool bits) {
   const bool good = error <= bound && bits;  // NaN fails
   failures += !good;
-  std::printf("%-64s |e|/|ref| %.2e (bound %.0e)  bits %s  %s\n", what.c_str(), error, bound, bits ? "equal" : "DIFFER", good ? "ok" : "FAIL");
+  std::printf("%-64s |e|/|ref| %.2e (bound %.0e)  bits %s  %s\n", what.c_str(), error, bound,
+              bits ? "equal" : "DIFFER", good ? "ok" : "FAIL");
 }
 
 struct Result {
@@ -158,7 +165,8 @@ Result run_product(DecodeProduct p, const TiledWeight& w) {
     const auto host = to_host(static_cast<const __nv_bfloat16*>(out), count);
     for (int r = 0; r < p.rows; ++r) {
       for (int i = 0; i < out_n; ++i) {
-        result.values[static_cast<size_t>(r) * out_n + i] = static_cast<double>(bf16_value(host[static_cast<size_t>(slot_order(r, i, p.rows))]));
+        result.values[static_cast<size_t>(r) * out_n + i] =
+            static_cast<double>(bf16_value(host[static_cast<size_t>(slot_order(r, i, p.rows))]));
       }
     }
   } else {
@@ -175,18 +183,21 @@ Result run_product(DecodeProduct p, const TiledWeight& w) {
 
 double relative_error(const std::vector<double>& got, const std::vector<double>& want) {
   double e = 0, n = 0;
-  for (size_t i = 0; i < want.size(); ++i) e += (got[i] - want[i]) * (got[i] - want[i]), n += want[i] * want[i];
+  for (size_t i = 0; i < want.size(); ++i)
+    e += (got[i] - want[i]) * (got[i] - want[i]), n += want[i] * want[i];
   return std::sqrt(e / n);
 }
 
-void check_product(int n, int k, TileFormat format, ProductOut kind, bool natural, const std::vector<int>& row_counts, bool portable) {
+void check_product(int n, int k, TileFormat format, ProductOut kind, bool natural,
+                   const std::vector<int>& row_counts, bool portable) {
   const int most = *std::max_element(row_counts.begin(), row_counts.end());
   const TiledWeight w = random_weight(n, k, format);
   __nv_bfloat16* x = random_bf16(static_cast<size_t>(most) * k, 1);
   auto* slots = device_array<__nv_bfloat16>(static_cast<size_t>(most) * k);
   float* ple = random_f32(static_cast<size_t>(most) * n, 0, 1);
   auto* reference = device_array<double>(static_cast<size_t>(most) * n);
-  reference_product<<<dim3(static_cast<unsigned>((n + 127) / 128), static_cast<unsigned>(most)), 128>>>(w, x, most, reference);
+  reference_product<<<dim3(static_cast<unsigned>((n + 127) / 128), static_cast<unsigned>(most)), 128>>>(
+      w, x, most, reference);
   const auto sums = to_host(reference, static_cast<size_t>(most) * n);
   const auto ple_host = to_host(ple, static_cast<size_t>(most) * n);
   const int out_n = kind == ProductOut::kGatedUp ? n / 2 : n;
@@ -197,11 +208,17 @@ void check_product(int n, int k, TileFormat format, ProductOut kind, bool natura
       const size_t at = static_cast<size_t>(r) * out_n + i;
       if (kind == ProductOut::kF32) want[at] = row[i];
       if (kind == ProductOut::kLogits) want[at] = 30 * std::tanh(row[i] / 30);
-      if (kind == ProductOut::kGatedPle) want[at] = gelu(row[i]) * static_cast<double>(ple_host[static_cast<size_t>(r) * n + i]);
-      if (kind == ProductOut::kGatedUp) want[at] = gelu(row[i / 8 * 16 + i % 8]) * row[i / 8 * 16 + i % 8 + 8];
+      if (kind == ProductOut::kGatedPle)
+        want[at] = gelu(row[i]) * static_cast<double>(ple_host[static_cast<size_t>(r) * n + i]);
+      if (kind == ProductOut::kGatedUp)
+        want[at] = gelu(row[i / 8 * 16 + i % 8]) * row[i / 8 * 16 + i % 8 + 8];
     }
   }
-  DecodeProduct p{.out_kind = kind, .ple = ple, .ple_stride = n, .cap = kind == ProductOut::kLogits ? 30.0f : 0, .portable = portable};
+  DecodeProduct p{.out_kind = kind,
+                  .ple = ple,
+                  .ple_stride = n,
+                  .cap = kind == ProductOut::kLogits ? 30.0f : 0,
+                  .portable = portable};
   p.x_order = natural ? XOrder::kNatural : XOrder::kSlots;
   const auto run = [&](int rows, int first) {
     p.rows = rows;
@@ -222,56 +239,83 @@ void check_product(int n, int k, TileFormat format, ProductOut kind, bool natura
   for (int rows : row_counts) {
     rows_list += (rows_list.empty() ? "" : ",") + std::to_string(rows);
     const Result got = run(rows, 0);
-    const double e = relative_error(got.values, {want.begin(), want.begin() + static_cast<int64_t>(rows) * out_n});
+    const double e =
+        relative_error(got.values, {want.begin(), want.begin() + static_cast<int64_t>(rows) * out_n});
     if (!(e <= error)) error = e;
     for (int r : probes) {
       if (r >= rows) continue;
-      const bool same = std::memcmp(got.values.data() + static_cast<size_t>(r) * out_n, alone[static_cast<size_t>(r)].values.data(), sizeof(double) * static_cast<size_t>(out_n)) == 0;
+      const bool same = std::memcmp(got.values.data() + static_cast<size_t>(r) * out_n,
+                                    alone[static_cast<size_t>(r)].values.data(),
+                                    sizeof(double) * static_cast<size_t>(out_n)) == 0;
       if (!same) differing += " " + std::to_string(rows);
       bits = bits && same;
     }
   }
   const bool half = kind == ProductOut::kGatedUp || kind == ProductOut::kGatedPle;
   const char* kinds[] = {"f32", "gated up", "gated ple", "logits"};
-  report(std::to_string(n) + " x " + std::to_string(k) + (format == TileFormat::kBF16 ? " bf16 " : " f8 ") + kinds[static_cast<int>(kind)] +
-             (natural ? " natural" : "") + " rows " + rows_list + differing,
+  report(std::to_string(n) + " x " + std::to_string(k) + (format == TileFormat::kBF16 ? " bf16 " : " f8 ") +
+             kinds[static_cast<int>(kind)] + (natural ? " natural" : "") + " rows " + rows_list + differing,
          error, half ? 3e-3 : 1e-5, bits);
-  for (void* pointer : {const_cast<void*>(w.tiles), static_cast<void*>(const_cast<float*>(w.row_scale)), static_cast<void*>(x), static_cast<void*>(slots), static_cast<void*>(ple), static_cast<void*>(reference)}) CUDA_OK(cudaFree(pointer));
+  for (void* pointer : {const_cast<void*>(w.tiles), static_cast<void*>(const_cast<float*>(w.row_scale)),
+                        static_cast<void*>(x), static_cast<void*>(slots), static_cast<void*>(ple),
+                        static_cast<void*>(reference)})
+    CUDA_OK(cudaFree(pointer));
 }
 
 // Residual update, norm and product, rows together and alone.
 void check_norm(int hidden, int parts, bool pre, bool with_y, bool portable) {
   const int most = 100, n = 256;
   const size_t count = static_cast<size_t>(most) * hidden;
-  float *h = random_f32(count, 0, 2), *post = random_f32(static_cast<size_t>(hidden), 1, 0.3f), *pre_w = random_f32(static_cast<size_t>(hidden), 1, 0.3f);
+  float *h = random_f32(count, 0, 2), *post = random_f32(static_cast<size_t>(hidden), 1, 0.3f),
+        *pre_w = random_f32(static_cast<size_t>(hidden), 1, 0.3f);
   float* y = random_f32(count * static_cast<size_t>(parts), 0.1f, 1);
   const TiledWeight w = random_weight(n, hidden, TileFormat::kF8E4M3);
   auto* scratch = device_array<__nv_bfloat16>(count);
   auto* packed = device_array<float>(count * static_cast<size_t>(parts));
   float* h_out = device_array<float>(count);
   const float scale = 0.7f, eps = 1e-6f;
-  const auto hh = to_host(h, count), hy = to_host(y, count * static_cast<size_t>(parts)), hpost = to_host(post, static_cast<size_t>(hidden)), hpre = to_host(pre_w, static_cast<size_t>(hidden));
+  const auto hh = to_host(h, count), hy = to_host(y, count * static_cast<size_t>(parts)),
+             hpost = to_host(post, static_cast<size_t>(hidden)),
+             hpre = to_host(pre_w, static_cast<size_t>(hidden));
   std::vector<double> want_h(count), want_x(count);
   for (int r = 0; r < most; ++r) {
     std::vector<double> sum(static_cast<size_t>(hidden));
     double ss = 0, ss2 = 0;
     for (int i = 0; i < hidden; ++i) {
-      for (int s = 0; s < parts; ++s) sum[i] += static_cast<double>(hy[static_cast<size_t>(s) * count + static_cast<size_t>(r) * hidden + i]);
+      for (int s = 0; s < parts; ++s)
+        sum[i] +=
+            static_cast<double>(hy[static_cast<size_t>(s) * count + static_cast<size_t>(r) * hidden + i]);
       ss += sum[i] * sum[i];
     }
     const double rms = 1 / std::sqrt(ss / hidden + 1e-6);
     for (int i = 0; i < hidden; ++i) {
       const size_t at = static_cast<size_t>(r) * hidden + i;
-      want_h[at] = with_y ? (static_cast<double>(hh[at]) + sum[i] * rms * static_cast<double>(hpost[i])) * static_cast<double>(scale) : static_cast<double>(hh[at]);
+      want_h[at] = with_y ? (static_cast<double>(hh[at]) + sum[i] * rms * static_cast<double>(hpost[i])) *
+                                static_cast<double>(scale)
+                          : static_cast<double>(hh[at]);
       ss2 += want_h[at] * want_h[at];
     }
     const double rms2 = pre ? 1 / std::sqrt(ss2 / hidden + 1e-6) : 1;
-    for (int i = 0; i < hidden; ++i) want_x[static_cast<size_t>(r) * hidden + i] = want_h[static_cast<size_t>(r) * hidden + i] * rms2 * (pre ? static_cast<double>(hpre[i]) : 1);
+    for (int i = 0; i < hidden; ++i)
+      want_x[static_cast<size_t>(r) * hidden + i] =
+          want_h[static_cast<size_t>(r) * hidden + i] * rms2 * (pre ? static_cast<double>(hpre[i]) : 1);
   }
   const auto run = [&](int rows, int first, std::vector<float>& h_got) {
     const size_t used = static_cast<size_t>(rows) * hidden, skip = static_cast<size_t>(first) * hidden;
-    for (int s = 0; s < parts; ++s) CUDA_OK(cudaMemcpy(packed + static_cast<size_t>(s) * used, y + static_cast<size_t>(s) * count + skip, used * 4, cudaMemcpyDeviceToDevice));
-    DecodeProduct p{.rows = rows, .norm = {.h = h + skip, .y = with_y ? packed : nullptr, .y_parts = parts, .post_norm = post, .scale = scale, .h_out = h_out, .pre_norm = pre ? pre_w : nullptr, .eps = eps}, .x_scratch = scratch, .portable = portable};
+    for (int s = 0; s < parts; ++s)
+      CUDA_OK(cudaMemcpy(packed + static_cast<size_t>(s) * used, y + static_cast<size_t>(s) * count + skip,
+                         used * 4, cudaMemcpyDeviceToDevice));
+    DecodeProduct p{.rows = rows,
+                    .norm = {.h = h + skip,
+                             .y = with_y ? packed : nullptr,
+                             .y_parts = parts,
+                             .post_norm = post,
+                             .scale = scale,
+                             .h_out = h_out,
+                             .pre_norm = pre ? pre_w : nullptr,
+                             .eps = eps},
+                    .x_scratch = scratch,
+                    .portable = portable};
     Result result = run_product(p, w);
     h_got = to_host(h_out, used);
     return result;
@@ -283,19 +327,30 @@ void check_norm(int hidden, int parts, bool pre, bool with_y, bool portable) {
   if (with_y) e = relative_error({h_got.begin(), h_got.end()}, want_h);
   const auto x = to_host(scratch, count);
   std::vector<double> x_values(count);
-  for (int r = 0; r < most; ++r) for (int i = 0; i < hidden; ++i) x_values[static_cast<size_t>(r) * hidden + i] = static_cast<double>(bf16_value(x[static_cast<size_t>(slot_order(r, i, most))]));
+  for (int r = 0; r < most; ++r)
+    for (int i = 0; i < hidden; ++i)
+      x_values[static_cast<size_t>(r) * hidden + i] =
+          static_cast<double>(bf16_value(x[static_cast<size_t>(slot_order(r, i, most))]));
   const double ex = relative_error(x_values, want_x);
   bool bits = true;
   for (int rows : {1, 2, 3, 4, 5, 8}) {
     for (int first : {0, 7}) {
       const Result got = run(rows, first, h_alone);
-      bits = bits && std::memcmp(got.values.data(), all.values.data() + static_cast<size_t>(first) * n, static_cast<size_t>(rows) * n * sizeof(double)) == 0;
-      if (with_y) bits = bits && std::memcmp(h_alone.data(), h_got.data() + static_cast<size_t>(first) * hidden, static_cast<size_t>(rows) * hidden * 4) == 0;
+      bits = bits && std::memcmp(got.values.data(), all.values.data() + static_cast<size_t>(first) * n,
+                                 static_cast<size_t>(rows) * n * sizeof(double)) == 0;
+      if (with_y)
+        bits = bits && std::memcmp(h_alone.data(), h_got.data() + static_cast<size_t>(first) * hidden,
+                                   static_cast<size_t>(rows) * hidden * 4) == 0;
     }
   }
-  report("norm hidden " + std::to_string(hidden) + " parts " + std::to_string(parts) + (pre ? " pre" : "") + (with_y ? " update" : "") + ": h", e, 1e-6, bits);
+  report("norm hidden " + std::to_string(hidden) + " parts " + std::to_string(parts) + (pre ? " pre" : "") +
+             (with_y ? " update" : "") + ": h",
+         e, 1e-6, bits);
   report("  x in BF16", ex, 3e-3, bits);
-  for (void* p : {static_cast<void*>(h), static_cast<void*>(post), static_cast<void*>(pre_w), static_cast<void*>(y), const_cast<void*>(w.tiles), static_cast<void*>(scratch), static_cast<void*>(packed), static_cast<void*>(h_out)}) CUDA_OK(cudaFree(p));
+  for (void* p : {static_cast<void*>(h), static_cast<void*>(post), static_cast<void*>(pre_w),
+                  static_cast<void*>(y), const_cast<void*>(w.tiles), static_cast<void*>(scratch),
+                  static_cast<void*>(packed), static_cast<void*>(h_out)})
+    CUDA_OK(cudaFree(p));
 }
 
 void check(bool portable) {
@@ -420,11 +475,17 @@ Model make_e4b(TileFormat body) {
       const size_t bytes = kv_page_bytes(l.attention, KvFormat::kF8E4M3) * table.size();
       auto* pages = device_array<uint8_t>(bytes);
       fill_f8<<<1024, 256>>>(pages, bytes, next_seed());
-      l.kv = {.data = reinterpret_cast<std::byte*>(pages), .page_table = page_table, .max_pages = kPagesPerRow, .format = KvFormat::kF8E4M3, .k_scale = 1.0f / 90, .v_scale = 1.0f / 90};
+      l.kv = {.data = reinterpret_cast<std::byte*>(pages),
+              .page_table = page_table,
+              .max_pages = kPagesPerRow,
+              .format = KvFormat::kF8E4M3,
+              .k_scale = 1.0f / 90,
+              .v_scale = 1.0f / 90};
     } else {
       l.kv = m.layers[full ? 23 : 22].kv;
     }
-    for (const TiledWeight* w : {&l.qkv, &l.o, &l.gate_up, &l.down, &l.ple_gate, &l.ple_up}) m.layer_bytes += bytes_of(*w);
+    for (const TiledWeight* w : {&l.qkv, &l.o, &l.gate_up, &l.down, &l.ple_gate, &l.ple_up})
+      m.layer_bytes += bytes_of(*w);
     m.layers.push_back(l);
   }
   m.head_f8 = random_weight(262144, kHidden, TileFormat::kF8E4M3);
@@ -466,14 +527,19 @@ struct Bench {
     b.wide = device_array<__nv_bfloat16>(r * 10240);
     b.ple_mid = device_array<__nv_bfloat16>(r * 256);
     size_t workspace = 0;
-    for (const DecodeLayer& l : model.layers) workspace = std::max(workspace, decode_attention_workspace(l.attention, kMaxRows, step.attention_design));
+    for (const DecodeLayer& l : model.layers)
+      workspace =
+          std::max(workspace, decode_attention_workspace(l.attention, kMaxRows, step.attention_design));
     b.attention_workspace = device_array<uint8_t>(workspace);
     CUDA_OK(cudaMemset(b.attention_workspace, 0, workspace));
     b.attention_workspace_rows = kMaxRows;
     auto* sink = device_array<uint32_t>(1);
     CUDA_OK(cudaDeviceSynchronize());
     const size_t head_vectors = bytes_of(model.head_bf16) / 16;
-    read_rate = static_cast<double>(head_vectors * 16) / time_graph([&](cudaStream_t stream) { read_all<<<132 * 8, 256, 0, stream>>>(static_cast<const uint4*>(model.head_bf16.tiles), head_vectors, sink); });
+    read_rate = static_cast<double>(head_vectors * 16) / time_graph([&](cudaStream_t stream) {
+                  read_all<<<132 * 8, 256, 0, stream>>>(static_cast<const uint4*>(model.head_bf16.tiles),
+                                                        head_vectors, sink);
+                });
     std::printf("read rate %.3f TB/s (1.34 GB)\n", read_rate / 1e9);
   }
 
@@ -484,7 +550,8 @@ struct Bench {
         step.rows.n = rows;
         const double ms = time_graph([&](cudaStream_t s) { CUDA_OK(launch_decode_step(step, s)); });
         const double floor = static_cast<double>(model.layer_bytes + bytes_of(step.head)) / read_rate;
-        std::printf("step rows %3d head %s: %.3f ms, weights' floor %.3f, %.0f tok/s\n", rows, bf16_head ? "bf16" : "f8", ms, floor, rows / ms * 1e3);
+        std::printf("step rows %3d head %s: %.3f ms, weights' floor %.3f, %.0f tok/s\n", rows,
+                    bf16_head ? "bf16" : "f8", ms, floor, rows / ms * 1e3);
       }
     }
     step.head = model.head_f8;
@@ -508,7 +575,8 @@ struct Bench {
     const auto alone = logits(1);
     for (int rows : row_counts) {
       const auto again = logits(rows);
-      report("step: row 0 among " + std::to_string(rows), std::isfinite(again[5]) ? 0 : NAN, 0, std::memcmp(alone.data(), again.data(), alone.size() * 4) == 0);
+      report("step: row 0 among " + std::to_string(rows), std::isfinite(again[5]) ? 0 : NAN, 0,
+             std::memcmp(alone.data(), again.data(), alone.size() * 4) == 0);
     }
   }
 
@@ -516,18 +584,23 @@ struct Bench {
     DecodeBuffers& b = step.buffers;
     struct Kind {
       const char* name;
-      TiledWeight DecodeLayer::*w;
+      TiledWeight DecodeLayer::* w;
       ProductOut out;
       bool norm, update, pre;
     };
-    const Kind kinds[] = {{"norm + qkv", &DecodeLayer::qkv, ProductOut::kF32, true, true, true},
-                          {"o", &DecodeLayer::o, ProductOut::kF32, false, false, false},
-                          {"norm + gate-up", &DecodeLayer::gate_up, ProductOut::kGatedUp, true, true, true},
-                          {"down", &DecodeLayer::down, ProductOut::kF32, false, false, false},
-                          {"update + PLE gate", &DecodeLayer::ple_gate, ProductOut::kGatedPle, true, true, false},
-                          {"PLE up", &DecodeLayer::ple_up, ProductOut::kF32, false, false, false}};
-    std::printf("rows %d, each kind alone, 42 in a row\n%-20s %9s %9s %9s\n", rows, "kernel", "floor ms", "ms", "us over");
-    const auto line = [&](const char* name, double bytes, double ms, int n) { std::printf("%-20s %9.3f %9.3f %9.2f\n", name, bytes / read_rate, ms, (ms - bytes / read_rate) / n * 1e3); };
+    const Kind kinds[] = {
+        {"norm + qkv", &DecodeLayer::qkv, ProductOut::kF32, true, true, true},
+        {"o", &DecodeLayer::o, ProductOut::kF32, false, false, false},
+        {"norm + gate-up", &DecodeLayer::gate_up, ProductOut::kGatedUp, true, true, true},
+        {"down", &DecodeLayer::down, ProductOut::kF32, false, false, false},
+        {"update + PLE gate", &DecodeLayer::ple_gate, ProductOut::kGatedPle, true, true, false},
+        {"PLE up", &DecodeLayer::ple_up, ProductOut::kF32, false, false, false}};
+    std::printf("rows %d, each kind alone, 42 in a row\n%-20s %9s %9s %9s\n", rows, "kernel", "floor ms",
+                "ms", "us over");
+    const auto line = [&](const char* name, double bytes, double ms, int n) {
+      std::printf("%-20s %9.3f %9.3f %9.2f\n", name, bytes / read_rate, ms,
+                  (ms - bytes / read_rate) / n * 1e3);
+    };
     double total = 0;
     for (const Kind& kind : kinds) {
       size_t bytes = 0;
@@ -535,15 +608,28 @@ struct Bench {
       const double ms = time_graph([&](cudaStream_t s) {
         for (int i = 0; i < kLayers; ++i) {
           const DecodeLayer& l = model.layers[static_cast<size_t>(i)];
-          DecodeProduct p{.w = l.*kind.w, .rows = rows, .out_kind = kind.out, .ple = step.per_layer_inputs, .ple_stride = step.per_layer_stride, .portable = step.portable};
+          DecodeProduct p{.w = l.*kind.w,
+                          .rows = rows,
+                          .out_kind = kind.out,
+                          .ple = step.per_layer_inputs,
+                          .ple_stride = step.per_layer_stride,
+                          .portable = step.portable};
           if (kind.norm) {
-            p.norm = {.h = b.h[i % 2], .y = b.y, .y_parts = kind.pre ? 1 : 4, .post_norm = l.post_ple_norm, .scale = 0.5f, .h_out = b.h[1 - i % 2], .pre_norm = kind.pre ? l.input_norm : nullptr};
+            p.norm = {.h = b.h[i % 2],
+                      .y = b.y,
+                      .y_parts = kind.pre ? 1 : 4,
+                      .post_norm = l.post_ple_norm,
+                      .scale = 0.5f,
+                      .h_out = b.h[1 - i % 2],
+                      .pre_norm = kind.pre ? l.input_norm : nullptr};
             p.x_scratch = b.x;
           } else {
             p.x = kind.w == &DecodeLayer::o ? b.attended : kind.w == &DecodeLayer::down ? b.wide : b.ple_mid;
-            p.x_order = kind.w == &DecodeLayer::o ? XOrder::kNatural : XOrder::kSlots;
           }
-          p.out = kind.out == ProductOut::kGatedUp ? b.wide : kind.out == ProductOut::kGatedPle ? b.ple_mid : kind.norm ? static_cast<void*>(b.qkv) : b.y;
+          p.out = kind.out == ProductOut::kGatedUp    ? b.wide
+                  : kind.out == ProductOut::kGatedPle ? b.ple_mid
+                  : kind.norm                         ? static_cast<void*>(b.qkv)
+                                                      : b.y;
           CUDA_OK(launch_decode_product(p, s));
         }
       });
@@ -552,15 +638,41 @@ struct Bench {
     }
     const double attention = time_graph([&](cudaStream_t s) {
       for (const DecodeLayer& l : model.layers) {
-        CUDA_OK(launch_decode_attention({.shape = l.attention, .kv = l.kv, .rope = l.rope, .norms = l.head_norms, .rows = {step.rows.positions, step.rows.slots, rows}, .qkv = b.qkv, .qkv_stride = l.qkv.n, .owns_kv = l.owns_kv, .max_context = step.max_context, .out = b.attended, .workspace = b.attention_workspace, .workspace_rows = kMaxRows}, step.attention_design, s));
+        CUDA_OK(launch_decode_attention({.shape = l.attention,
+                                         .kv = l.kv,
+                                         .rope = l.rope,
+                                         .norms = l.head_norms,
+                                         .rows = {step.rows.positions, step.rows.slots, rows},
+                                         .qkv = b.qkv,
+                                         .qkv_stride = l.qkv.n,
+                                         .owns_kv = l.owns_kv,
+                                         .max_context = step.max_context,
+                                         .out = b.attended,
+                                         .out_slots = true,
+                                         .workspace = b.attention_workspace,
+                                         .workspace_rows = kMaxRows},
+                                        step.attention_design, s));
       }
     });
     line("attention", 0, attention, kLayers);
     for (const TiledWeight& head : {model.head_f8, model.head_bf16}) {
       const double ms = time_graph([&](cudaStream_t s) {
-        CUDA_OK(launch_decode_product({.w = head, .rows = rows, .norm = {.h = b.h[0], .y = b.y, .post_norm = model.final_norm, .h_out = b.h[1], .pre_norm = model.final_norm}, .x_scratch = b.x, .out_kind = ProductOut::kLogits, .out = step.logits, .cap = 30, .portable = step.portable}, s));
+        CUDA_OK(launch_decode_product({.w = head,
+                                       .rows = rows,
+                                       .norm = {.h = b.h[0],
+                                                .y = b.y,
+                                                .post_norm = model.final_norm,
+                                                .h_out = b.h[1],
+                                                .pre_norm = model.final_norm},
+                                       .x_scratch = b.x,
+                                       .out_kind = ProductOut::kLogits,
+                                       .out = step.logits,
+                                       .cap = 30,
+                                       .portable = step.portable},
+                                      s));
       });
-      line(head.format == TileFormat::kBF16 ? "head bf16" : "head f8", static_cast<double>(bytes_of(head)), ms, 1);
+      line(head.format == TileFormat::kBF16 ? "head bf16" : "head f8", static_cast<double>(bytes_of(head)),
+           ms, 1);
       if (head.format == TileFormat::kF8E4M3) total += ms;
     }
     std::printf("%-20s %9s %9.3f\n", "sum (f8 head)", "", total + attention);
@@ -570,6 +682,7 @@ struct Bench {
 }  // namespace
 
 int main(int argc, char** argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   std::string what = argc > 1 ? argv[1] : "all";
   std::vector<int> rows = {1, 2, 4, 8, 16, 32, 64, 100};
   bool portable = false;

@@ -2,16 +2,16 @@
 // residual update and norm in front, the activation behind. Declared here, chained in decode_step.h.
 //
 // A row's result is bitwise the same for any number of rows and any neighbours: K is cut into
-// product_splits(k) parts by the grid, each part into eight runs of tiles by the warps of a block, each run is
-// added up in the order of k by mma.m16n8k16, runs and parts are added in order.
+// product_splits(k) parts by the grid, each part into eight runs of tiles by the warps of a block, each run
+// is added up in the order of k by mma.m16n8k16, runs and parts are added in order.
 //
 // Activations between a kernel of this file and the next product are "slot order": BF16 [k / 32][rows][32],
 // where the 32 values of a row stand so that a lane finds its part of the B operand in 16 bytes; slot_order()
 // says where k stands. `x_order` says which order an input has.
 //
-// All pointers are device pointers, 16-byte aligned. Launchers enqueue and return; any thread, one stream at a
-// time. With `overlap` a kernel is launched by programmatic dependent launch (sm_90) and fetches its weights
-// before it waits for the kernel ahead of it; every kernel waits, so writes happen in stream order.
+// All pointers are device pointers, 16-byte aligned. Launchers enqueue and return; any thread, one stream at
+// a time. With `overlap` a kernel is launched by programmatic dependent launch (sm_90) and fetches its
+// weights before it waits for the kernel ahead of it; every kernel waits, so writes happen in stream order.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -55,8 +55,8 @@ enum class XOrder : uint8_t { kSlots, kNatural };  // natural: BF16 [rows, k]
 // h_out = (h + RMS(sum of y's parts) * post_norm) * scale, row by row; then x = RMS(h_out) * pre_norm.
 // h_out and h are different buffers: blocks of one launch read h while one of them writes h_out.
 struct ResidualNorm {
-  const float* h = nullptr;          // [rows, hidden]
-  const float* y = nullptr;          // [y_parts][rows, hidden]; null: h_out = h, and h_out is not written
+  const float* h = nullptr;  // [rows, hidden]
+  const float* y = nullptr;  // [y_parts][rows, hidden]; null: h_out = h, and h_out is not written
   int y_parts = 1;
   const float* post_norm = nullptr;  // [hidden]
   float scale = 1;                   // the layer's scalar, where the update ends a layer

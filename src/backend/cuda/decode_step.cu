@@ -15,17 +15,17 @@ class Chain {
     normed(l.qkv, l.input_norm, ProductOut::kF32, b_.qkv);
     attend(l);
     const int width = l.attention.n_heads * l.attention.head_dim;
-    plain(l.o, b_.attended, XOrder::kNatural, b_.y, width);
+    plain(l.o, b_.attended, b_.y, width);
     owe(l.o, l.post_attention_norm, 1);
     normed(l.gate_up, l.pre_feedforward_norm, ProductOut::kGatedUp, b_.wide);
-    plain(l.down, b_.wide, XOrder::kSlots, b_.y, l.gate_up.n / 2);
+    plain(l.down, b_.wide, b_.y, l.gate_up.n / 2);
     if (l.ple_gate.n == 0) {
       owe(l.down, l.post_feedforward_norm, l.layer_scalar);
       return;
     }
     owe(l.down, l.post_feedforward_norm, 1);
     normed(l.ple_gate, nullptr, ProductOut::kGatedPle, b_.ple_mid, ple);
-    plain(l.ple_up, b_.ple_mid, XOrder::kSlots, b_.y, l.ple_gate.n);
+    plain(l.ple_up, b_.ple_mid, b_.y, l.ple_gate.n);
     owe(l.ple_up, l.post_ple_norm, l.layer_scalar);
   }
 
@@ -62,7 +62,8 @@ class Chain {
     pending_.y = nullptr;
   }
 
-  void normed(const TiledWeight& w, const float* norm, ProductOut kind, void* out, const float* ple = nullptr) {
+  void normed(const TiledWeight& w, const float* norm, ProductOut kind, void* out,
+              const float* ple = nullptr) {
     pending_.pre_norm = norm;
     keep(launch_decode_product({.w = w,
                                 .rows = s_.rows.n,
@@ -78,10 +79,10 @@ class Chain {
     if (pending_.y != nullptr) paid();
   }
 
-  void plain(const TiledWeight& w, const void* x, XOrder order, float* out, int k) {
+  void plain(const TiledWeight& w, const void* x, float* out, int k) {
     if (w.k != k) keep(cudaErrorInvalidValue);
-    keep(launch_decode_product(
-        {.w = w, .rows = s_.rows.n, .x = x, .x_order = order, .out = out, .portable = s_.portable}, stream_));
+    keep(launch_decode_product({.w = w, .rows = s_.rows.n, .x = x, .out = out, .portable = s_.portable},
+                               stream_));
   }
 
   void attend(const DecodeLayer& l) {
@@ -95,6 +96,7 @@ class Chain {
                                     .owns_kv = l.owns_kv,
                                     .max_context = s_.max_context,
                                     .out = b_.attended,
+                                    .out_slots = true,
                                     .workspace = b_.attention_workspace,
                                     .workspace_rows = b_.attention_workspace_rows};
     keep(launch_decode_attention(attention, s_.attention_design, stream_));

@@ -37,13 +37,13 @@ struct DecodeLayer {
 
 // Device buffers of a step for up to `rows` rows; sizes in elements by decode_buffer_sizes().
 struct DecodeBuffers {
-  float* h[2] = {};            // [rows, hidden]; the step's input is h[0]
-  float* y = nullptr;          // [4][rows, hidden]
-  float* qkv = nullptr;        // [rows, widest qkv]
-  void* attended = nullptr;    // BF16 [rows, widest n_heads * head_dim]
-  void* x = nullptr;           // BF16 [rows, hidden]
-  void* wide = nullptr;        // BF16 [rows, widest intermediate]
-  void* ple_mid = nullptr;     // BF16 [rows, P]
+  float* h[2] = {};                     // [rows, hidden]; the step's input is h[0]
+  float* y = nullptr;                   // [4][rows, hidden]
+  float* qkv = nullptr;                 // [rows, widest qkv]
+  void* attended = nullptr;             // BF16 [rows, widest n_heads * head_dim]
+  void* x = nullptr;                    // BF16 [rows, hidden]
+  void* wide = nullptr;                 // BF16 [rows, widest intermediate]
+  void* ple_mid = nullptr;              // BF16 [rows, P]
   void* attention_workspace = nullptr;  // decode_attention_workspace() of attention_workspace_rows rows
   int attention_workspace_rows = 0;
 };
@@ -55,7 +55,8 @@ struct DecodeStep {
   AttentionRows rows;
   int max_context = 0;
   AttentionDesign attention_design = AttentionDesign::kSm90;
-  const float* per_layer_inputs = nullptr;  // [rows, stride]: layer i of `layers` at columns [i * P, (i + 1) * P)
+  const float* per_layer_inputs =
+      nullptr;  // [rows, stride]: layer i of `layers` at columns [i * P, (i + 1) * P)
   int64_t per_layer_stride = 0;
   TiledWeight head;  // n = 0: no head
   const float* final_norm = nullptr;

@@ -1,5 +1,5 @@
-// Device code that the decode kernels share: copies into shared memory, E4M3 to BF16, the tensor-core product,
-// programmatic launch, and the residual update with its norms. Included by .cu files alone.
+// Device code that the decode kernels share: copies into shared memory, E4M3 to BF16, the tensor-core
+// product, programmatic launch, and the residual update with its norms. Included by .cu files alone.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -19,6 +19,10 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 __device__ __forceinline__ void copy_async_16(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
+// 8 bytes, for rows whose halves stand apart.
+__device__ __forceinline__ void copy_async_8(uint32_t to, const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
+}
 __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 }
@@ -36,6 +40,42 @@ __device__ __forceinline__ void release_next_kernel() {
 __device__ __forceinline__ void wait_for_last_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// One bulk copy into shared memory by one thread of a block, which all threads can wait for (sm_90).
+__device__ __forceinline__ void start_barrier([[maybe_unused]] uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.init.shared.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(barrier)
+               : "memory");
+#endif
+}
+__device__ __forceinline__ void expect_bulk([[maybe_unused]] uint32_t bytes,
+                                            [[maybe_unused]] uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void fetch_bulk([[maybe_unused]] uint32_t to, [[maybe_unused]] const void* from,
+                                           [[maybe_unused]] uint32_t bytes,
+                                           [[maybe_unused]] uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_bulk([[maybe_unused]] uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared.b64 p, [%1], 0;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(done)
+        : "r"(barrier)
+        : "memory");
+  }
 #endif
 }
 
@@ -84,16 +124,19 @@ __device__ __forceinline__ uint4 slots_from_natural(uint2 s0, uint2 s1) {
           __byte_perm(s1.x, s1.y, 0x7632)};
 }
 
-__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                             uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Written out, as all arithmetic that several kernels must do alike.
 __device__ __forceinline__ float gelu_tanh(float x) {
-  const float inner = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-  return 0.5f * x * (1.0f + tanhf(inner));
+  const float cubic = __fmul_rn(__fmul_rn(x, x), __fmul_rn(x, 0.044715f));
+  const float inner = __fmul_rn(0.7978845608028654f, __fadd_rn(x, cubic));
+  return __fmul_rn(__fmul_rn(0.5f, x), __fadd_rn(1.0f, tanhf(inner)));
 }
 
 // --- residual update and norms -----------------------------------------------------------------------------
@@ -101,131 +144,148 @@ __device__ __forceinline__ float gelu_tanh(float x) {
 constexpr int kNormVectors = 3;  // float4s of a row that a thread holds: hidden <= 3072
 constexpr int kMaxHidden = 4 * kNormVectors * kProductThreads;
 
-// Sums over the block, in an order that depends on nothing but the block's size; `scratch` [warps * kRows]
-// must not be in use.
-template <int kRows>
-__device__ __forceinline__ void block_sums(float (&sum)[kRows], float* scratch) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+// kSums sums over a block, in an order that depends on nothing else; `scratch` [kSums][warps] must not be in
+// use.
+template <int kSums>
+__device__ __forceinline__ void block_sums(float (&sum)[kSums], float* scratch) {
 #pragma unroll
-  for (int m = 0; m < kRows; ++m) {
+  for (int d = 16; d > 0; d /= 2) {
 #pragma unroll
-    for (int d = 16; d > 0; d /= 2) sum[m] += __shfl_xor_sync(~0u, sum[m], d);
-    if (lane == 0) scratch[m * kProductWarps + warp] = sum[m];
+    for (int i = 0; i < kSums; ++i) sum[i] += __shfl_xor_sync(~0u, sum[i], d);
+  }
+  if (threadIdx.x % 32 == 0) {
+#pragma unroll
+    for (int i = 0; i < kSums; ++i) scratch[i * kProductWarps + threadIdx.x / 32] = sum[i];
   }
   __syncthreads();
 #pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-    sum[m] = scratch[m * kProductWarps];
-#pragma unroll
-    for (int w = 1; w < kProductWarps; ++w) sum[m] += scratch[m * kProductWarps + w];
+  for (int i = 0; i < kSums; ++i) {
+    const float4 a = *reinterpret_cast<const float4*>(scratch + i * kProductWarps);
+    const float4 b = *reinterpret_cast<const float4*>(scratch + i * kProductWarps + 4);
+    sum[i] = ((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w));
   }
 }
 
-// Norm weights of a thread's columns: fetched before the wait, since no kernel writes them.
-struct NormWeights {
-  float4 post[kNormVectors];
-  float4 pre[kNormVectors];
-};
+// Norm weights, [2][hidden] in shared memory: post, then pre. Fetched before the wait, since no kernel writes
+// them; a thread reads only what it copied itself.
+__device__ __forceinline__ void fetch_norm_weights(const ResidualNorm& norm, int hidden, float* to) {
+  for (int i = static_cast<int>(threadIdx.x); 4 * i < hidden; i += kProductThreads) {
+    if (norm.y != nullptr) copy_async_16(shared_address(to + 4 * i), norm.post_norm + 4 * i);
+    if (norm.pre_norm != nullptr) copy_async_16(shared_address(to + hidden + 4 * i), norm.pre_norm + 4 * i);
+  }
+}
 
-__device__ __forceinline__ void fetch_norm_weights(const ResidualNorm& norm, int hidden, NormWeights& w) {
+__device__ __forceinline__ float dot(const float4 (&x)[kNormVectors], const float4 (&y)[kNormVectors]) {
+  float4 sum = {0, 0, 0, 0};
+#pragma unroll
+  for (int v = 0; v < kNormVectors; ++v) {
+    sum = {__fmaf_rn(x[v].x, y[v].x, sum.x), __fmaf_rn(x[v].y, y[v].y, sum.y),
+           __fmaf_rn(x[v].z, y[v].z, sum.z), __fmaf_rn(x[v].w, y[v].w, sum.w)};
+  }
+  return __fadd_rn(__fadd_rn(sum.x, sum.y), __fadd_rn(sum.z, sum.w));
+}
+
+// A thread's columns of row `row` of the residual stream.
+__device__ __forceinline__ void load_row(const float* rows, int row, int hidden,
+                                         float4 (&out)[kNormVectors]) {
 #pragma unroll
   for (int v = 0; v < kNormVectors; ++v) {
     const int i = v * kProductThreads + static_cast<int>(threadIdx.x);
-    if (4 * i >= hidden) continue;
-    if (norm.y != nullptr) w.post[v] = __ldg(reinterpret_cast<const float4*>(norm.post_norm) + i);
-    if (norm.pre_norm != nullptr) w.pre[v] = __ldg(reinterpret_cast<const float4*>(norm.pre_norm) + i);
+    out[v] = 4 * i < hidden ? __ldcg(reinterpret_cast<const float4*>(rows + int64_t{row} * hidden) + i)
+                            : float4{0, 0, 0, 0};
   }
 }
 
-// Rows [first_row, first_row + n), n <= kRows, of ResidualNorm by one block of kProductThreads. `store` takes
-// (row, column of 4, the values as BF16 in slot order). The arithmetic of a row does not depend on kRows:
-// every operation is written out, so that no compilation fuses what another does not.
-template <int kRows, class Store>
-__device__ __forceinline__ void residual_norm_rows(const ResidualNorm& norm, const NormWeights& w, int first_row,
-                                                   int n, int rows, int hidden, bool write_h, float* scratch,
-                                                   const Store& store) {
-  const int tid = static_cast<int>(threadIdx.x);
-  const int64_t part_stride = int64_t{rows} * hidden / 4;
+// One row of ResidualNorm by a block of kProductThreads, h being the thread's columns of norm.h. `store`
+// takes (column of 4, the values as BF16 in slot order). Every operation is written out, so that no
+// compilation fuses what another does not: kernels that norm a row in front of a product and the kernel that
+// does nothing else agree bit by bit. `scratch`: kNormScratch floats.
+//
+// One pass over the block for both norms: with q = y * post_norm and r = 1 / RMS(y), the sum of (h + r q)^2
+// is sum h^2 + 2 r sum h q + r^2 sum q^2.
+constexpr int kNormScratch = 4 * kProductWarps;
+template <class Store>
+__device__ __forceinline__ void residual_norm_row(const ResidualNorm& norm, const float* weights,
+                                                  float4 (&h)[kNormVectors], int row, int rows, int hidden,
+                                                  bool write_h, float* scratch, const Store& store) {
+  const int thread = static_cast<int>(threadIdx.x);
   const float inv_hidden = 1.0f / static_cast<float>(hidden);
-  float4 h[kRows][kNormVectors], y[kRows][kNormVectors];
+  float square = 0;
+  if (norm.y != nullptr) {
+    float4 y[kNormVectors], q[kNormVectors];
+    load_row(norm.y, row, hidden, y);
+    if (norm.y_parts == 4) {
+      float4 p[3][kNormVectors];
 #pragma unroll
-  for (int m = 0; m < kRows; ++m) {
+      for (int i = 0; i < 3; ++i) load_row(norm.y, (i + 1) * rows + row, hidden, p[i]);
 #pragma unroll
-    for (int v = 0; v < kNormVectors; ++v) {
-      h[m][v] = y[m][v] = {0, 0, 0, 0};
-      const int i = v * kProductThreads + tid;
-      if (4 * i >= hidden || m >= n) continue;
-      const int64_t at = int64_t{first_row + m} * hidden / 4 + i;
-      h[m][v] = __ldcg(reinterpret_cast<const float4*>(norm.h) + at);
-      if (norm.y == nullptr) continue;
-      const float4* parts = reinterpret_cast<const float4*>(norm.y) + at;
-      float4 sum = __ldcg(parts);
-      if (norm.y_parts == 4) {
-        const float4 p1 = __ldcg(parts + part_stride), p2 = __ldcg(parts + 2 * part_stride),
-                     p3 = __ldcg(parts + 3 * part_stride);
+      for (int v = 0; v < kNormVectors; ++v) {
         const auto add = [](float a, float b, float c, float d) {
           return __fadd_rn(__fadd_rn(__fadd_rn(a, b), c), d);
         };
-        sum = {add(sum.x, p1.x, p2.x, p3.x), add(sum.y, p1.y, p2.y, p3.y), add(sum.z, p1.z, p2.z, p3.z),
-               add(sum.w, p1.w, p2.w, p3.w)};
-      }
-      y[m][v] = sum;
-    }
-  }
-  const auto sum_of_squares = [](const float4 (&x)[kNormVectors]) {
-    float sum = 0;
-#pragma unroll
-    for (int v = 0; v < kNormVectors; ++v) {
-      sum = __fmaf_rn(x[v].x, x[v].x, sum);
-      sum = __fmaf_rn(x[v].y, x[v].y, sum);
-      sum = __fmaf_rn(x[v].z, x[v].z, sum);
-      sum = __fmaf_rn(x[v].w, x[v].w, sum);
-    }
-    return sum;
-  };
-  float sums[kRows];
-  if (norm.y != nullptr) {
-#pragma unroll
-    for (int m = 0; m < kRows; ++m) sums[m] = sum_of_squares(y[m]);
-    block_sums(sums, scratch);
-#pragma unroll
-    for (int m = 0; m < kRows; ++m) {
-      const float r = rsqrtf(__fmaf_rn(sums[m], inv_hidden, norm.eps));
-      const auto update = [&](float hv, float yv, float wv) {
-        return __fmul_rn(__fadd_rn(hv, __fmul_rn(__fmul_rn(yv, r), wv)), norm.scale);
-      };
-#pragma unroll
-      for (int v = 0; v < kNormVectors; ++v) {
-        const int i = v * kProductThreads + tid;
-        if (4 * i >= hidden) continue;
-        h[m][v] = {update(h[m][v].x, y[m][v].x, w.post[v].x), update(h[m][v].y, y[m][v].y, w.post[v].y),
-                   update(h[m][v].z, y[m][v].z, w.post[v].z), update(h[m][v].w, y[m][v].w, w.post[v].w)};
-        if (write_h && m < n) {
-          reinterpret_cast<float4*>(norm.h_out)[int64_t{first_row + m} * hidden / 4 + i] = h[m][v];
-        }
+        y[v] = {add(y[v].x, p[0][v].x, p[1][v].x, p[2][v].x), add(y[v].y, p[0][v].y, p[1][v].y, p[2][v].y),
+                add(y[v].z, p[0][v].z, p[1][v].z, p[2][v].z), add(y[v].w, p[0][v].w, p[1][v].w, p[2][v].w)};
       }
     }
-  }
-  if (norm.pre_norm != nullptr) {
-#pragma unroll
-    for (int m = 0; m < kRows; ++m) sums[m] = sum_of_squares(h[m]);
-    block_sums(sums, scratch + kRows * kProductWarps);
-  }
-#pragma unroll
-  for (int m = 0; m < kRows; ++m) {
-    if (m >= n) continue;
-    const float r = norm.pre_norm != nullptr ? rsqrtf(__fmaf_rn(sums[m], inv_hidden, norm.eps)) : 1.0f;
 #pragma unroll
     for (int v = 0; v < kNormVectors; ++v) {
-      const int i = v * kProductThreads + tid;
+      const int i = v * kProductThreads + thread;
+      q[v] = y[v];
       if (4 * i >= hidden) continue;
-      float4 x = h[m][v];
-      if (norm.pre_norm != nullptr) {
-        x = {__fmul_rn(__fmul_rn(x.x, r), w.pre[v].x), __fmul_rn(__fmul_rn(x.y, r), w.pre[v].y),
-             __fmul_rn(__fmul_rn(x.z, r), w.pre[v].z), __fmul_rn(__fmul_rn(x.w, r), w.pre[v].w)};
-      }
-      store(first_row + m, 4 * i, uint2{pack_bf16(x.x, x.z), pack_bf16(x.y, x.w)});
+      const float4 w = *reinterpret_cast<const float4*>(weights + 4 * i);
+      q[v] = {__fmul_rn(y[v].x, w.x), __fmul_rn(y[v].y, w.y), __fmul_rn(y[v].z, w.z), __fmul_rn(y[v].w, w.w)};
     }
+    float sums[4] = {dot(y, y), dot(h, h), dot(h, q), dot(q, q)};
+    block_sums(sums, scratch);
+    const float r = rsqrtf(__fmaf_rn(sums[0], inv_hidden, norm.eps));
+    square = __fmaf_rn(r, __fmaf_rn(r, sums[3], __fmul_rn(2.0f, sums[2])), sums[1]);
+    square = __fmul_rn(fmaxf(square, 0.0f), __fmul_rn(norm.scale, norm.scale));
+    const auto update = [&](float hv, float qv) { return __fmul_rn(__fmaf_rn(qv, r, hv), norm.scale); };
+#pragma unroll
+    for (int v = 0; v < kNormVectors; ++v) {
+      const int i = v * kProductThreads + thread;
+      if (4 * i >= hidden) continue;
+      h[v] = {update(h[v].x, q[v].x), update(h[v].y, q[v].y), update(h[v].z, q[v].z), update(h[v].w, q[v].w)};
+      if (write_h) reinterpret_cast<float4*>(norm.h_out)[int64_t{row} * hidden / 4 + i] = h[v];
+    }
+  } else if (norm.pre_norm != nullptr) {
+    float sums[1] = {dot(h, h)};
+    block_sums(sums, scratch);
+    square = sums[0];
+  }
+  const float r = norm.pre_norm != nullptr ? rsqrtf(__fmaf_rn(square, inv_hidden, norm.eps)) : 1.0f;
+#pragma unroll
+  for (int v = 0; v < kNormVectors; ++v) {
+    const int i = v * kProductThreads + thread;
+    if (4 * i >= hidden) continue;
+    float4 x = h[v];
+    if (norm.pre_norm != nullptr) {
+      const float4 w = *reinterpret_cast<const float4*>(weights + hidden + 4 * i);
+      x = {__fmul_rn(__fmul_rn(x.x, r), w.x), __fmul_rn(__fmul_rn(x.y, r), w.y),
+           __fmul_rn(__fmul_rn(x.z, r), w.z), __fmul_rn(__fmul_rn(x.w, r), w.w)};
+    }
+    store(4 * i, uint2{pack_bf16(x.x, x.z), pack_bf16(x.y, x.w)});
+  }
+}
+
+// The residual stream of the rows that one block norms. A kernel of this folder lets the next one start only
+// after its own wait, when all kernels ahead of it are complete; so where an update is owed (y), h itself was
+// complete before this kernel began and its first row can be fetched before the wait.
+__device__ __forceinline__ void fetch_first_row(const ResidualNorm& norm, int row, int hidden,
+                                                float4 (&h)[kNormVectors]) {
+  if (norm.y != nullptr) load_row(norm.h, row, hidden, h);
+}
+
+// All rows, one after another; h is the first row as fetch_first_row() left it. scratch: 2 x kNormScratch.
+template <class Store>
+__device__ __forceinline__ void residual_norm_rows(const ResidualNorm& norm, const float* weights,
+                                                   float4 (&h)[kNormVectors], int rows, int hidden,
+                                                   bool write_h, float* scratch, const Store& store) {
+  for (int row = 0; row < rows; ++row) {
+    if (row > 0 || norm.y == nullptr) load_row(norm.h, row, hidden, h);
+    // Two places in turn: readers of the last sums may be late.
+    residual_norm_row(norm, weights, h, row, rows, hidden, write_h, scratch + row % 2 * kNormScratch,
+                      [&](int column, uint2 values) { store(row, column, values); });
   }
 }
 

@@ -1,0 +1,157 @@
+// What the product kernels share: their arguments and what happens to a finished sum. Included by .cu files
+// alone.
+#pragma once
+
+#include <algorithm>
+
+#include "backend/cuda/decode_tiles.h"
+
+namespace jewel::cuda {
+
+struct ProductArgs {
+  const uint8_t* tiles;
+  const float* row_scale;
+  int row_tiles;   // n / 16
+  int k32;         // k / 32
+  int splits;      // parts of K, each by blocks of its own
+  int block_rows;  // blocks per part: the stride of a block's row groups
+  int rows;
+  int n;
+  const uint8_t* x;
+  XOrder x_order;
+  ResidualNorm norm;
+  ProductOut out_kind;
+  void* out;
+  const float* ple;
+  int64_t ple_stride;
+  float cap;
+  bool bulk_x = false;  // x may come by bulk copies (sm_90)
+  // The next kernel may start before this one's wait: it fetches nothing that kernels ahead of this one write
+  // (fetch_first_row() of a norm does).
+  bool release_early = false;
+};
+
+constexpr int kRedPitch = 20;  // floats from one activation row to the next: stores without bank conflicts
+
+// Scales of the one or two rows of a tile that thread `tid` finishes.
+__device__ __forceinline__ float2 tile_scales(const ProductArgs& a, int row_tile, int tid) {
+  const auto scale_of = [&](int row) { return a.row_scale == nullptr ? 1.0f : __ldg(a.row_scale + row); };
+  const int row = min(row_tile, a.row_tiles - 1) * 16;
+  if (a.out_kind == ProductOut::kGatedUp) return {scale_of(row + tid % 8), scale_of(row + 8 + tid % 8)};
+  return {scale_of(row + tid % 16), 0};
+}
+
+// Stores the finished value of `row` and W's row `column` (every kind but kGatedUp).
+__device__ __forceinline__ void store_value(const ProductArgs& a, int split, int row, int column,
+                                            float value) {
+  if (a.out_kind == ProductOut::kF32) {
+    static_cast<float*>(a.out)[(static_cast<int64_t>(split) * a.rows + row) * a.n + column] = value;
+  } else if (a.out_kind == ProductOut::kGatedPle) {
+    static_cast<__nv_bfloat16*>(a.out)[slot_order(row, column, a.rows)] =
+        __float2bfloat16_rn(__fmul_rn(gelu_tanh(value), __ldcg(a.ple + row * a.ple_stride + column)));
+  } else {
+    static_cast<float*>(a.out)[static_cast<int64_t>(row) * a.n + column] =
+        a.cap == 0 ? value : __fmul_rn(a.cap, tanhf(__fdiv_rn(value, a.cap)));
+  }
+}
+__device__ __forceinline__ void store_gated(const ProductArgs& a, int row, int feature, float gate,
+                                            float up) {
+  static_cast<__nv_bfloat16*>(a.out)[slot_order(row, feature, a.rows)] =
+      __float2bfloat16_rn(__fmul_rn(gelu_tanh(gate), up));
+}
+
+// One warp's sums of a row tile, to shared memory [rows][kRedPitch].
+template <int kColumnTiles>
+__device__ __forceinline__ void stash_sums(float* mine, const float (&acc)[kColumnTiles][4], int rows,
+                                           int lane) {
+  const int g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int j = 0; j < kColumnTiles; ++j) {
+    const int row = 8 * j + 2 * t;
+    if (row >= rows) continue;
+    mine[row * kRedPitch + g] = acc[j][0];
+    mine[(row + 1) * kRedPitch + g] = acc[j][1];
+    mine[row * kRedPitch + g + 8] = acc[j][2];
+    mine[(row + 1) * kRedPitch + g + 8] = acc[j][3];
+  }
+}
+
+// The eight warps' sums of a row tile, [warp][warp_rows][kRedPitch], added in the order of K, then the
+// epilogue; by the kProductThreads threads of a team. The tile's activation row 0 is row first_row of the
+// step.
+__device__ __forceinline__ void finish_tile(const ProductArgs& a, const float* sums, int warp_rows, int split,
+                                            int row_tile, float2 scale, int tid, int first_row, int rows) {
+  const auto sum_at = [&](int row, int i) {
+    float sum = sums[row * kRedPitch + i];
+#pragma unroll
+    for (int w = 1; w < kProductWarps; ++w) sum += sums[(w * warp_rows + row) * kRedPitch + i];
+    return sum;
+  };
+  if (a.out_kind == ProductOut::kGatedUp) {
+    for (int i = tid; i < 8 * rows; i += kProductThreads) {
+      const int row = i / 8, f = i % 8;
+      store_gated(a, first_row + row, row_tile * 8 + f, __fmul_rn(sum_at(row, f), scale.x),
+                  __fmul_rn(sum_at(row, f + 8), scale.y));
+    }
+  } else {
+    for (int i = tid; i < 16 * rows; i += kProductThreads) {
+      store_value(a, split, first_row + i / 16, row_tile * 16 + i % 16,
+                  __fmul_rn(sum_at(i / 16, i % 16), scale.x));
+    }
+  }
+}
+
+struct Device {
+  int sms = 0;
+  int shared_per_block = 0;
+  bool dependent_launch = false;
+};
+const Device& product_device();
+
+struct LaunchShape {
+  dim3 grid;
+  int threads = kProductThreads;
+  size_t shared = 0;
+  bool overlap = false;
+};
+
+template <class... Params>
+cudaError_t launch_kernel(void (*kernel)(Params...), const LaunchShape& shape, cudaStream_t stream,
+                          Params... params) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed =
+      shape.overlap && product_device().dependent_launch ? 1 : 0;
+  cudaLaunchConfig_t config{};
+  config.gridDim = shape.grid;
+  config.blockDim = dim3(static_cast<unsigned>(shape.threads));
+  config.dynamicSmemBytes = shape.shared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  return cudaLaunchKernelEx(&config, kernel, params...);
+}
+
+// Blocks per split so that `row_groups` are spread evenly over about blocks_per_sm blocks an SM.
+inline int blocks_per_split(int row_groups, int splits, int blocks_per_sm) {
+  const int resident =
+      product_device().sms * blocks_per_sm / splits > 0 ? product_device().sms * blocks_per_sm / splits : 1;
+  const int per_block = (row_groups + resident - 1) / resident;
+  return (row_groups + per_block - 1) / per_block;
+}
+
+// decode_product_few.cu: up to 8 rows, where K falls into eight equal runs of 6, 8, 10, 12 or 16 pieces and
+// the device's shared memory holds them.
+bool few_rows_fit(const ProductArgs& args, TileFormat format, bool norm);
+cudaError_t launch_few_rows(ProductArgs& args, TileFormat format, bool norm, bool overlap,
+                            cudaStream_t stream);
+
+// decode_product_several.cu: more than 8 rows, any shape; each warp a run of K.
+cudaError_t launch_several_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
+
+// decode_product_many.cu: more than 8 rows, K in eight equal runs; false where the shape or the device's
+// shared memory does not allow it.
+bool launch_many_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream,
+                      cudaError_t& error);
+
+}  // namespace jewel::cuda

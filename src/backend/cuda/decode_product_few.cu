@@ -1,0 +1,299 @@
+// The product kernel of one to eight rows: the one that must run at the speed of W's bytes. A block owns row
+// tiles (16 rows of W), one after another; its eight warps share K in eight runs of kRun pieces of 16 x 32.
+//
+// What a dependency costs is the time from the end of the kernel ahead to the end of this one's first tiles.
+// So everything that does not need the input stands before the wait: a lane holds its part of the first row
+// tile in registers, already as BF16, and the next pieces are under way to a ring in shared memory. After the
+// wait come the input (or the norm that makes it), two tensor-core instructions a piece, and the sum over the
+// warps. A lane reads from the ring only what it copied itself, so the ring needs no barrier.
+
+#include <cstdlib>
+
+#include "backend/cuda/decode_product_args.h"
+
+namespace jewel::cuda {
+namespace {
+
+template <TileFormat kFormat, int kRun, int kSlots>
+struct FewRows {
+  static constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;
+  static constexpr int kGroup = kRun / 2;                   // pieces per copy group: two groups a row tile
+  static constexpr int kHeld = kRun <= 10 ? kRun : kGroup;  // pieces of the first row tile in registers
+  static constexpr int kGroupBytes = kGroup * kPieceBytes;
+  static constexpr int kWarpBytes = kSlots * kGroupBytes;
+  static constexpr int kRingBytes = kProductWarps * kWarpBytes;
+
+  static size_t shared_bytes(int rows, int hidden_of_norm) {
+    const int red_rows = rows + rows % 2;
+    return kRingBytes + static_cast<size_t>(64 * kRun * kProductWarps * rows) +
+           sizeof(float) * static_cast<size_t>(2 * kProductWarps * red_rows * kRedPitch + 2 * kNormScratch +
+                                               2 * hidden_of_norm);
+  }
+};
+
+template <TileFormat kFormat>
+__device__ __forceinline__ TileA read_piece(const uint8_t* lane_bytes) {
+  const uint4 s0 = *reinterpret_cast<const uint4*>(lane_bytes);
+  if constexpr (kFormat == TileFormat::kF8E4M3) {
+    return tile_from_f8(s0);
+  } else {
+    return tile_from_bf16(s0, *reinterpret_cast<const uint4*>(lane_bytes + 512));
+  }
+}
+
+__device__ __forceinline__ uint4 load_once(const uint8_t* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
+template <TileFormat kFormat, int kRun, int kSlots, bool kNorm>
+__global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __grid_constant__ ProductArgs a) {
+  using K = FewRows<kFormat, kRun, kSlots>;
+  extern __shared__ __align__(128) uint8_t shared[];
+  if (a.release_early) release_next_kernel();
+  const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
+  const int red_rows = a.rows + a.rows % 2;
+  uint8_t* x_shared = shared + K::kRingBytes;
+  float* red = reinterpret_cast<float*>(x_shared + 64 * kRun * kProductWarps * a.rows);
+  [[maybe_unused]] float* scratch = red + 2 * kProductWarps * red_rows * kRedPitch;
+
+  [[maybe_unused]] const uint32_t x_arrived = shared_address(scratch);
+  if (!kNorm && a.bulk_x && tid == 0) {
+    start_barrier(x_arrived);
+    expect_bulk(static_cast<uint32_t>(64 * kRun * kProductWarps * a.rows), x_arrived);
+  }
+
+  const int split = static_cast<int>(blockIdx.x) / a.block_rows;
+  int row_tile = static_cast<int>(blockIdx.x) % a.block_rows;
+  const int k_begin = (split * kProductWarps + warp) * kRun;  // in pieces
+  const uint8_t* from =
+      a.tiles + (static_cast<int64_t>(row_tile) * a.k32 + k_begin) * K::kPieceBytes + lane * 16;
+
+  // The first pieces, as they come from memory.
+  uint4 raw[K::kHeld][K::kPieceBytes / 512];
+#pragma unroll
+  for (int i = 0; i < K::kHeld; ++i) {
+#pragma unroll
+    for (int s = 0; s < K::kPieceBytes / 512; ++s) raw[i][s] = load_once(from + i * K::kPieceBytes + s * 512);
+  }
+
+  if constexpr (kNorm) {
+    fetch_norm_weights(a.norm, a.k32 * 32, scratch + 2 * kNormScratch);
+    commit_copies();
+  }
+
+  // The ring: kSlots groups, filled with what follows the held pieces.
+  uint8_t* ring = shared + warp * K::kWarpBytes + lane * 16;
+  const uint32_t ring_address = shared_address(ring);
+  const int64_t tile_stride = static_cast<int64_t>(a.block_rows) * a.k32 * K::kPieceBytes;
+  const uint8_t* copy_from = from + (K::kHeld == kRun ? tile_stride : K::kGroupBytes);
+  int copy_tile = row_tile + (K::kHeld == kRun ? a.block_rows : 0);
+  int copy_group = K::kHeld == kRun ? 0 : 1;
+  const auto copy_next = [&](int slot) {
+    if (copy_tile < a.row_tiles) {
+#pragma unroll
+      for (int i = 0; i < K::kGroupBytes; i += 512) copy_async_16(ring_address + slot + i, copy_from + i);
+      copy_from += K::kGroupBytes;
+      if (++copy_group == 2) {
+        copy_group = 0;
+        copy_tile += a.block_rows;
+        copy_from += tile_stride - 2 * K::kGroupBytes;
+      }
+    }
+    commit_copies();
+  };
+#pragma unroll
+  for (int i = 0; i < kSlots; ++i) copy_next(i * K::kGroupBytes);
+  float2 scale = tile_scales(a, row_tile, tid);
+
+  TileA held[K::kHeld];
+#pragma unroll
+  for (int i = 0; i < K::kHeld; ++i) {
+    if constexpr (kFormat == TileFormat::kF8E4M3) {
+      held[i] = tile_from_f8(raw[i][0]);
+    } else {
+      held[i] = tile_from_bf16(raw[i][0], raw[i][1]);
+    }
+  }
+  // The assembler would sink the conversion to where it is used, behind the wait, to save registers: a
+  // condition that needs all of it, and that no weights fulfil (BF16 from E4M3 has no such bits; for BF16 it
+  // is harmless), keeps it here.
+  uint32_t all = 0;
+#pragma unroll
+  for (int i = 0; i < K::kHeld; ++i) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s) all ^= held[i].r[s][0] ^ held[i].r[s][1] ^ held[i].r[s][2] ^ held[i].r[s][3];
+  }
+  if (all == 0x12345679u) __nanosleep(0);
+  [[maybe_unused]] float4 h[kNormVectors];
+  if constexpr (kNorm) {
+    fetch_first_row(a.norm, 0, a.k32 * 32, h);
+    wait_for_copies<kSlots>();
+  }
+  wait_for_last_kernel();
+  if (!a.release_early) release_next_kernel();
+
+  // The input, in slot order in shared memory.
+  if constexpr (kNorm) {
+    residual_norm_rows(a.norm, scratch + 2 * kNormScratch, h, a.rows, a.k32 * 32, blockIdx.x == 0, scratch,
+                       [&](int row, int column, uint2 values) {
+                         *reinterpret_cast<uint2*>(x_shared + slot_bytes(row, column, a.rows)) = values;
+                       });
+  } else {
+    const int count = kProductWarps * kRun * a.rows * 4;  // of 16 bytes
+    uint4* to = reinterpret_cast<uint4*>(x_shared);
+    const int first_step = split * kProductWarps * kRun;
+    if (a.bulk_x) {
+      if (tid == 0) {
+        fetch_bulk(shared_address(x_shared), a.x + static_cast<int64_t>(first_step) * a.rows * 64,
+                   static_cast<uint32_t>(count * 16), x_arrived);
+      }
+    } else if (a.x_order == XOrder::kSlots) {
+      const uint4* x = reinterpret_cast<const uint4*>(a.x) + static_cast<int64_t>(first_step) * a.rows * 4;
+#pragma unroll 4
+      for (int i = tid; i < count; i += kProductThreads) to[i] = __ldcg(x + i);
+    } else {
+#pragma unroll 4
+      for (int i = tid; i < count; i += kProductThreads) {
+        const int part = i % 4, row = i / 4 % a.rows, step = i / 4 / a.rows;
+        const uint2* x = reinterpret_cast<const uint2*>(
+            a.x + (static_cast<int64_t>(row) * a.k32 + first_step + step) * 64 + part * 8);
+        to[i] = slots_from_natural(__ldcg(x), __ldcg(x + 4));
+      }
+    }
+  }
+  __syncthreads();
+  if constexpr (!kNorm) {
+    if (a.bulk_x) wait_for_bulk(x_arrived);
+  }
+  const int x_step = a.rows * 64;
+  const uint8_t* x_lane = x_shared + warp * kRun * x_step + min(lane / 4, a.rows - 1) * 64 + lane % 4 * 16;
+
+  float acc[1][4];
+  const auto multiply = [&](const TileA& tile, int piece) {
+    const uint4 b = *reinterpret_cast<const uint4*>(x_lane + piece * x_step);
+    multiply_add(acc[0], tile.r[0], b.x, b.y);
+    multiply_add(acc[0], tile.r[1], b.z, b.w);
+  };
+  int slot = 0;
+  const auto multiply_group = [&](int group) {
+    wait_for_copies<kSlots - 1>();
+#pragma unroll
+    for (int i = 0; i < K::kGroup; ++i) {
+      multiply(read_piece<kFormat>(ring + slot + i * K::kPieceBytes), group * K::kGroup + i);
+    }
+    copy_next(slot);
+    slot = slot + K::kGroupBytes == K::kWarpBytes ? 0 : slot + K::kGroupBytes;
+  };
+  int buffer = 0;
+  const auto finish = [&] {
+    float* sums = red + buffer * kProductWarps * red_rows * kRedPitch;
+    stash_sums<1>(sums + warp * red_rows * kRedPitch, acc, a.rows, lane);
+    __syncthreads();
+    finish_tile(a, sums, red_rows, split, row_tile, scale, tid, 0, a.rows);
+    row_tile += a.block_rows;
+    scale = tile_scales(a, row_tile, tid);
+    buffer ^= 1;  // the next barrier is also the one that frees this buffer
+  };
+
+  acc[0][0] = acc[0][1] = acc[0][2] = acc[0][3] = 0;
+#pragma unroll
+  for (int i = 0; i < K::kHeld; ++i) multiply(held[i], i);
+  if constexpr (K::kHeld != kRun) multiply_group(1);
+  finish();
+#pragma unroll 1
+  while (row_tile < a.row_tiles) {
+    acc[0][0] = acc[0][1] = acc[0][2] = acc[0][3] = 0;
+    multiply_group(0);
+    multiply_group(1);
+    finish();
+  }
+}
+
+template <TileFormat kFormat, int kRun, int kSlots, bool kNorm>
+cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
+  const auto kernel = few_rows_kernel<kFormat, kRun, kSlots, kNorm>;
+  static const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                          product_device().shared_per_block);
+  if (allowed != cudaSuccess) return allowed;
+  a.bulk_x = !kNorm && a.bulk_x && a.x_order == XOrder::kSlots;
+  // Two blocks an SM; row tiles are dealt out so that the blocks of an SM (i and i + SMs) make up for each
+  // other.
+  a.block_rows = std::min(2 * product_device().sms / a.splits, a.row_tiles);
+  const LaunchShape shape{
+      .grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)),
+      .shared = FewRows<kFormat, kRun, kSlots>::shared_bytes(a.rows, kNorm ? a.k32 * 32 : 0),
+      .overlap = overlap};
+  return launch_kernel<ProductArgs>(kernel, shape, stream, a);
+}
+
+// The deepest ring with which two blocks fit an SM: what is in flight is what hides the memory's latency.
+template <TileFormat kFormat, int kRun, bool kNorm>
+cudaError_t launch_deepest(ProductArgs& a, bool overlap, cudaStream_t stream) {
+  const size_t half_sm = std::min(113 * 1024, product_device().shared_per_block);
+  const int hidden = kNorm ? a.k32 * 32 : 0;
+  static const int most = std::getenv("SLOTS") ? std::atoi(std::getenv("SLOTS")) : 4;
+  if (most >= 4 && FewRows<kFormat, kRun, 4>::shared_bytes(a.rows, hidden) <= half_sm) {
+    return launch<kFormat, kRun, 4, kNorm>(a, overlap, stream);
+  }
+  if (most >= 3 && FewRows<kFormat, kRun, 3>::shared_bytes(a.rows, hidden) <= half_sm) {
+    return launch<kFormat, kRun, 3, kNorm>(a, overlap, stream);
+  }
+  return launch<kFormat, kRun, 2, kNorm>(a, overlap, stream);
+}
+
+template <TileFormat kFormat>
+cudaError_t launch_format(ProductArgs& a, bool norm, bool overlap, cudaStream_t stream) {
+  switch (a.k32 / a.splits / kProductWarps) {
+    case 6:
+      return norm ? launch_deepest<kFormat, 6, true>(a, overlap, stream)
+                  : launch_deepest<kFormat, 6, false>(a, overlap, stream);
+    case 8:
+      return launch_deepest<kFormat, 8, false>(a, overlap, stream);
+    case 10:
+      return norm ? launch_deepest<kFormat, 10, true>(a, overlap, stream)
+                  : launch_deepest<kFormat, 10, false>(a, overlap, stream);
+    case 12:
+      return launch_deepest<kFormat, 12, false>(a, overlap, stream);
+    default:
+      return launch_deepest<kFormat, 16, false>(a, overlap, stream);
+  }
+}
+
+}  // namespace
+
+bool few_rows_fit(const ProductArgs& a, TileFormat format, bool norm) {
+  const int run = a.k32 / a.splits / kProductWarps;
+  if (a.rows > 8 || run * a.splits * kProductWarps != a.k32) return false;
+  const bool f8 = format == TileFormat::kF8E4M3;
+  const auto fits = [&]<int kRun>() {
+    const int hidden = norm ? a.k32 * 32 : 0;
+    const size_t bytes = f8 ? FewRows<TileFormat::kF8E4M3, kRun, 2>::shared_bytes(a.rows, hidden)
+                            : FewRows<TileFormat::kBF16, kRun, 2>::shared_bytes(a.rows, hidden);
+    return bytes <= static_cast<size_t>(product_device().shared_per_block);
+  };
+  switch (run) {
+    case 6:
+      return fits.template operator()<6>();
+    case 8:
+      return !norm && fits.template operator()<8>();
+    case 10:
+      return fits.template operator()<10>();
+    case 12:
+      return !norm && fits.template operator()<12>();
+    case 16:
+      return !norm && fits.template operator()<16>();
+    default:
+      return false;
+  }
+}
+
+cudaError_t launch_few_rows(ProductArgs& a, TileFormat format, bool norm, bool overlap, cudaStream_t stream) {
+  return format == TileFormat::kF8E4M3 ? launch_format<TileFormat::kF8E4M3>(a, norm, overlap, stream)
+                                       : launch_format<TileFormat::kBF16>(a, norm, overlap, stream);
+}
+
+}  // namespace jewel::cuda
