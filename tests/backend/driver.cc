@@ -7,15 +7,29 @@
 
 namespace jewel {
 
-Driver::Driver(const RandomModel& model, const CpuOptions& options, int n_full_pages, int n_sliding_pages,
-               uint64_t page_seed)
-    : model_(model), random_(page_seed), live_(static_cast<size_t>(options.max_slots)) {
+namespace {
+
+std::unique_ptr<Backend> cpu_backend(const RandomModel& model, const CpuOptions& options) {
   auto backend = make_cpu_backend(model.config, model.weights, options);
   JEWEL_CHECK(backend.ok(), "{}", backend.error().message);
-  backend_ = std::move(*backend);
+  return std::move(*backend);
+}
+
+}  // namespace
+
+Driver::Driver(const RandomModel& model, const CpuOptions& options, int n_full_pages, int n_sliding_pages,
+               uint64_t page_seed)
+    : Driver(model, cpu_backend(model, options), n_full_pages, n_sliding_pages, page_seed) {}
+
+Driver::Driver(const RandomModel& model, std::unique_ptr<Backend> backend, int n_full_pages,
+               int n_sliding_pages, uint64_t page_seed)
+    : model_(model),
+      backend_(std::move(backend)),
+      random_(page_seed),
+      live_(static_cast<size_t>(backend_->info().max_slots)) {
   auto allocated = backend_->allocate_kv({.n_full_pages = n_full_pages, .n_sliding_pages = n_sliding_pages});
   JEWEL_CHECK(allocated.ok(), "{}", allocated.error().message);
-  sequences_.resize(static_cast<size_t>(options.max_slots));
+  sequences_.resize(live_.size());
   for (PageId page = 0; page < n_full_pages; ++page) free_full_.push_back(page);
   for (PageId page = 0; page < n_sliding_pages; ++page) free_sliding_.push_back(page);
   const auto poison = [&](LayerType type, const std::vector<PageId>& pages, size_t page_bytes) {

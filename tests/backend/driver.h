@@ -30,6 +30,9 @@ class Driver {
   // unnoticed.
   Driver(const RandomModel& model, const CpuOptions& options, int n_full_pages = 64, int n_sliding_pages = 64,
          uint64_t page_seed = 1);
+  // Over any backend of that model.
+  Driver(const RandomModel& model, std::unique_ptr<Backend> backend, int n_full_pages = 64,
+         int n_sliding_pages = 64, uint64_t page_seed = 1);
 
   Backend& backend() { return *backend_; }
   int begin(const SamplingParams& params, std::span<const TokenId> prompt = {});

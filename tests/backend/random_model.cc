@@ -49,6 +49,8 @@ class Builder {
 
   // y has about the deviation of x.
   LinearWeight linear(int64_t out, int64_t in) {
+    if (plain_)
+      return {.weight = tensor(DType::kBF16, {out, in}, 1 / std::sqrt(static_cast<float>(in))), .scale = {}};
     LinearWeight w;
     const float deviation = 1 / std::sqrt(static_cast<float>(in));
     using Scale = RandomModelOptions::Scale;
@@ -65,6 +67,14 @@ class Builder {
     return w;
   }
 
+  // Products that published FP8 checkpoints keep in BF16.
+  LinearWeight kept(int64_t out, int64_t in) {
+    plain_ = options_.fp8_as_published && options_.weight_dtype == DType::kF8E4M3;
+    LinearWeight w = linear(out, in);
+    plain_ = false;
+    return w;
+  }
+
   NormWeight norm(int n, float mean, float deviation) {
     NormWeight weight(static_cast<size_t>(n));
     for (float& value : weight) value = mean + normal(deviation);
@@ -73,7 +83,7 @@ class Builder {
 
   ClippedLinearWeight clipped(int64_t out, int64_t in) {
     ClippedLinearWeight w;
-    w.linear = linear(out, in);
+    w.linear = kept(out, in);
     w.input_min = -1.5f - std::fabs(normal(0.2f));
     w.input_max = 1.5f + std::fabs(normal(0.2f));
     w.output_min = -1.7f;
@@ -85,6 +95,7 @@ class Builder {
   const RandomModelOptions& options_;
   std::deque<std::vector<std::byte>>& storage_;
   uint64_t state_;
+  bool plain_ = false;
 };
 
 TextConfig text_config(const RandomModelOptions& o) {
@@ -97,7 +108,7 @@ TextConfig text_config(const RandomModelOptions& o) {
   text.hidden_size_per_layer_input = o.per_layer_input;
   text.sliding_window = o.sliding_window;
   text.final_logit_softcapping = o.softcap;
-  text.max_position_embeddings = 4096;
+  text.max_position_embeddings = o.max_position_embeddings;
   text.n_kv_shared_layers = o.n_kv_shared_layers;
   text.use_double_wide_mlp = o.double_wide_mlp;
   text.rope_full = {.theta = 1e6, .partial_rotary_factor = 0.25, .proportional = true};
@@ -125,7 +136,7 @@ VisionConfig vision_config(const RandomModelOptions& o) {
   vision.n_layers = o.vision_layers;
   vision.n_heads = o.vision_heads;
   vision.head_dim = o.vision_hidden / o.vision_heads;
-  vision.patch_size = 4;
+  vision.patch_size = o.patch_size;
   vision.pooling_kernel_size = 3;
   vision.position_embedding_size = o.position_embedding_size;
   vision.use_clipped_linears = true;
@@ -154,7 +165,7 @@ std::unique_ptr<RandomModel> random_model(const RandomModelOptions& o) {
   if (p > 0) {
     w.embed_tokens_per_layer =
         build.tensor(table_dtype, {o.vocab_size, o.n_layers * p}, 1 / std::sqrt(static_cast<float>(p)));
-    w.per_layer_model_projection = build.linear(o.n_layers * p, hidden);
+    w.per_layer_model_projection = build.kept(o.n_layers * p, hidden);
     w.per_layer_projection_norm = build.norm(p, 1, 0.2f);
   }
   for (const LayerConfig& c : config.text.layers) {
@@ -179,15 +190,15 @@ std::unique_ptr<RandomModel> random_model(const RandomModelOptions& o) {
     layer.down_proj = build.linear(hidden, c.intermediate_size);
     if (p > 0) {
       layer.post_per_layer_input_norm = build.norm(hidden, 0.5f, 0.1f);
-      layer.per_layer_input_gate = build.linear(p, hidden);
-      layer.per_layer_projection = build.linear(hidden, p);
+      layer.per_layer_input_gate = build.kept(p, hidden);
+      layer.per_layer_projection = build.kept(hidden, p);
     }
   }
   if (o.vision) {
     config.vision = vision_config(o);
     const VisionConfig& v = *config.vision;
     VisionWeights& vision = w.vision.emplace();
-    vision.patch_embedder_input_proj = build.linear(v.hidden_size, v.patch_values());
+    vision.patch_embedder_input_proj = build.kept(v.hidden_size, v.patch_values());
     vision.position_embedding_table =
         build.tensor(table_dtype, {2, v.position_embedding_size, v.hidden_size}, 0.5f);
     for (int i = 0; i < v.n_layers; ++i) {
@@ -203,9 +214,16 @@ std::unique_ptr<RandomModel> random_model(const RandomModelOptions& o) {
       }
       layer.gate_proj = build.clipped(v.intermediate_size, v.hidden_size);
       layer.up_proj = build.clipped(v.intermediate_size, v.hidden_size);
+      // Published checkpoints clip one input in one way.
+      for (ClippedLinearWeight* proj : {&layer.k_proj, &layer.v_proj}) {
+        proj->input_min = layer.q_proj.input_min;
+        proj->input_max = layer.q_proj.input_max;
+      }
+      layer.up_proj.input_min = layer.gate_proj.input_min;
+      layer.up_proj.input_max = layer.gate_proj.input_max;
       layer.down_proj = build.clipped(v.hidden_size, v.intermediate_size);
     }
-    vision.embedding_projection = build.linear(hidden, v.hidden_size);
+    vision.embedding_projection = build.kept(hidden, v.hidden_size);
   }
   return model;
 }

@@ -36,8 +36,12 @@ struct RandomModelOptions {
   int vision_layers = 2;
   int vision_heads = 4;
   int position_embedding_size = 64;
+  int patch_size = 4;
+  int max_position_embeddings = 4096;
   DType weight_dtype = DType::kBF16;  // of all products; embeddings are BF16 where this is FP8
   enum class Scale : uint8_t { kNone, kTensor, kRow } scale = Scale::kNone;
+  // FP8 only where published checkpoints have it: q, k, v, o, gate, up and down of the decoder's layers.
+  bool fp8_as_published = false;
   uint64_t seed = 1;
   bool repeat_values = false;  // large tensors repeat their first 65536 values: for measuring speed
 };
