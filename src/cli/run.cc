@@ -288,6 +288,9 @@ Command add_run_command(CLI::App& app) {
                    "Subtracted per use of a token already generated")
       ->check(CLI::Range(-2.0, 2.0));
   run_app->add_option("--seed", flags->sampling.seed, "Same seed, same text (default: random)");
+  run_app
+      ->add_option("--device", flags->engine.device, "auto (a GPU where there is one), cpu, cuda or cuda:N")
+      ->capture_default_str();
   run_app->add_option("--dtype", flags->engine.dtype, "Activations: auto (bfloat16), bfloat16 or float32")
       ->capture_default_str();
   run_app

@@ -105,6 +105,8 @@ class Cuda final : public CudaBackend {
     tail_rows_ = std::min(kTailRows, rows_bucket(std::min(options_.max_slots, kTailRows)));
     logits_bytes_ = sizeof(float) * static_cast<size_t>(tail_rows_) * static_cast<size_t>(text.vocab_size);
     JEWEL_ASSIGN(logits_, DeviceBuffer::make(logits_bytes_, "logits"));
+    JEWEL_ASSIGN(sample_workspace_, DeviceBuffer::make(sample_workspace(tail_rows_), "sampling"));
+    JEWEL_CUDA_TRY(cudaMemset(sample_workspace_.data(), 0, sample_workspace_.bytes()), "sampling");
     JEWEL_ASSIGN(decode_ids_, DeviceBuffer::make(
                                   sizeof(int32_t) * (static_cast<size_t>(options_.max_slots) + 128), "ids"));
     JEWEL_ASSIGN(sampling_, SlotSamplings::make(options_.max_slots, text.vocab_size));
@@ -148,7 +150,14 @@ class Cuda final : public CudaBackend {
 
   Result<FeatureId> encode_image(const ImagePatches& patches) override {
     if (!features_) return unsupported("image: this model has no vision tower");
-    return features_->encode(patches, stream_.get());
+    JEWEL_ASSIGN(const FeatureId feature, features_->encode(patches, stream_.get()));
+    if (stages_.on()) {
+      const int cell = config_.vision->pooling_kernel_size * config_.vision->pooling_kernel_size;
+      const int n = patches.grid_h * patches.grid_w / cell;
+      JEWEL_TRY(stages_.show(Stage::kVisionProject, -1, features_->rows(feature, 0, n), StageForm::kF32, n,
+                             config_.text.hidden_size, stream_.get()));
+    }
+    return feature;
   }
   void release_feature(FeatureId feature) override { features_->release(feature, stream_.get()); }
 
@@ -219,10 +228,10 @@ class Cuda final : public CudaBackend {
     return pools_->write_pages(pool, pages, in, stream_.get());
   }
 
-  // TODO(stages): the fused kernels show none yet.
-  void observe_stages(StageObserver observer) override {
-    JEWEL_CHECK(!observer, "the CUDA backend shows no stages");
-  }
+  // Shown are the stages that some kernel leaves in memory: of prompt rows below the first shared layer all
+  // but the per-layer inputs, K and V; of decoding and asked rows embeddings, whole layers and logits; of
+  // images the soft tokens.
+  void observe_stages(StageObserver observer) override { stages_.set(std::move(observer)); }
 
  private:
   struct Ring {
@@ -234,6 +243,7 @@ class Cuda final : public CudaBackend {
     return {.config = config_,
             .weights = *weights_,
             .pools = *pools_,
+            .stages = stages_,
             .portable = options_.portable,
             .prefill_fp8 = options_.prefill_fp8};
   }
@@ -404,7 +414,9 @@ class Cuda final : public CudaBackend {
     for (int first = 0; first < plan.n_decode; first += tail_rows_) {
       const int n = std::min(tail_rows_, plan.n_decode - first);
       const int bucket = rows_bucket(n), context = context_bucket(plan.decode_context);
-      if (options_.graphs) {
+      if (stages_.on()) {
+        JEWEL_TRY(decode_rows(first, n, context));
+      } else if (options_.graphs) {
         Graph& graph = graphs_[{first, bucket, context}];
         if (!graph.get()) JEWEL_TRY(capture(first, bucket, context, graph));
         JEWEL_CUDA_TRY(cudaGraphLaunch(graph.get(), stream_.get()), "a decode step");
@@ -526,7 +538,9 @@ class Cuda final : public CudaBackend {
                                        .sampling = sampling_->slots(),
                                        .allowed = call.allowed,
                                        .ids = call.ids,
-                                       .last_tokens = sampling_->last_tokens()},
+                                       .last_tokens = sampling_->last_tokens(),
+                                       .workspace = sample_workspace_.data(),
+                                       .workspace_rows = tail_rows_},
                                       stream_.get()),
                    "sampling");
     if (!call.n_top) return {};
@@ -566,6 +580,7 @@ class Cuda final : public CudaBackend {
   const ModelConfig& config_;
   const CudaOptions options_;
   const DeviceInfo device_;
+  StageView stages_;
   Stream stream_;
   std::unique_ptr<DeviceWeights> weights_;
   std::optional<KvPools> pools_;
@@ -575,7 +590,7 @@ class Cuda final : public CudaBackend {
   std::unique_ptr<TailPass> tail_;
   BackendInfo info_;
   StepSizes sizes_;
-  DeviceBuffer inputs_memory_, outputs_memory_, logits_, kept_logits_, decode_ids_;
+  DeviceBuffer inputs_memory_, outputs_memory_, logits_, kept_logits_, decode_ids_, sample_workspace_;
   size_t logits_bytes_ = 0;
   int tail_rows_ = 0;
   std::optional<StepInputs> inputs_;    // on the device

@@ -112,7 +112,7 @@ class EncodedFeatures final : public Features {
     features_.erase(it);
   }
 
-  const float* rows(FeatureId feature, int row, int count) const override {
+  float* rows(FeatureId feature, int row, int count) const override {
     const auto it = features_.find(feature);
     JEWEL_CHECK(it != features_.end(), "feature {} is not held", feature);
     JEWEL_CHECK(row >= 0 && count >= 0 && row <= it->second.n - count, "rows {} + {} of a feature of {}", row,

@@ -20,7 +20,7 @@ class Features {
   virtual Result<FeatureId> encode(const ImagePatches& patches, cudaStream_t stream) = 0;
   virtual void release(FeatureId feature, cudaStream_t stream) = 0;
   // Soft tokens [row, row + count) of a feature: FP32 [count, hidden].
-  virtual const float* rows(FeatureId feature, int row, int count) const = 0;
+  virtual float* rows(FeatureId feature, int row, int count) const = 0;
 };
 
 }  // namespace jewel::cuda

@@ -13,6 +13,7 @@
 #include "backend/cuda/device.h"
 #include "backend/cuda/device_weights.h"
 #include "backend/cuda/kv_pools.h"
+#include "backend/cuda/stage_view.h"
 
 namespace jewel::cuda {
 
@@ -21,6 +22,7 @@ struct PassContext {
   const ModelConfig& config;
   const DeviceWeights& weights;
   const KvPools& pools;
+  const StageView& stages;
   bool portable = false;     // the kernels of sm_80 and sm_89
   bool prefill_fp8 = false;  // FP8 activations in prompts, where the weights are FP8
 };

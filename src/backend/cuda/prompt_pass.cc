@@ -58,12 +58,15 @@ class Prompts final : public PromptPass {
     rows_ = rows;
     stream_ = stream;
     error_ = cudaSuccess;
+    shown_ = {};
     const int hidden = text_.hidden_size, p = text_.hidden_size_per_layer_input;
     keep(enqueue_embed(
         {.context = c_, .ids = rows.ids, .soft_rows = rows.soft_rows, .n = rows.n, .h = h_, .x = x_},
         stream));
+    show(Stage::kEmbed, -1, h_, StageForm::kF32, hidden);
     keep(enqueue_gather(h_, hidden, rows.asked, rows.n_asked, asked_embeddings_, stream));
     if (p > 0) {
+      if (c_.stages.on()) residual(nullptr, nullptr, 1, &c_.weights.per_layer_model_projection, nullptr);
       product(c_.weights.per_layer_model_projection.rows(0, n_layers_ * p), {.data = x_}, ple_);
       keep(enqueue_per_layer_inputs(
           {.context = c_, .c = ple_, .ids = rows.ids, .n = rows.n, .n_layers = n_layers_}, stream));
@@ -71,10 +74,15 @@ class Prompts final : public PromptPass {
     for (int layer = 0; layer < n_layers_; ++layer) run_layer(layer);
     keep(enqueue_gather(h_, hidden, rows.asked, rows.n_asked, asked_residuals_, stream));
     JEWEL_CUDA_TRY(error_, "a prompt's layers");
-    return {};
+    return std::move(shown_);
   }
 
  private:
+  void show(Stage stage, int layer, void* values, StageForm form, int columns) {
+    if (!c_.stages.on() || !shown_.ok() || error_ != cudaSuccess) return;
+    shown_ = c_.stages.show(stage, layer, values, form, rows_.n, columns, stream_);
+  }
+
   void carve(Carver& carver) {
     const auto rows = static_cast<size_t>(max_rows_), asked = static_cast<size_t>(max_asked_);
     const auto hidden = static_cast<size_t>(text_.hidden_size);
@@ -153,6 +161,15 @@ class Prompts final : public PromptPass {
     return input;
   }
 
+  // The same, with the residual stream shown before the next input is made of it.
+  Input residual(Stage stage, int layer, const float* x, const float* post, float scalar,
+                 const DeviceLinear* next, const float* norm) {
+    if (!c_.stages.on()) return residual(x, post, scalar, next, norm);
+    residual(x, post, scalar, nullptr, nullptr);
+    show(stage, layer, h_, StageForm::kF32, text_.hidden_size);
+    return next ? residual(nullptr, nullptr, 1, next, norm) : Input{};
+  }
+
   // FP8 rows of what attention or the gated product left in BF16.
   Input quantized(const void* x, int columns, bool product_order) {
     keep(launch_quantize_rows({.x = x,
@@ -169,10 +186,12 @@ class Prompts final : public PromptPass {
   void run_layer(int index) {
     const DeviceLayer& w = c_.weights.layers[static_cast<size_t>(index)];
     const Input a = index == 0 ? residual(nullptr, nullptr, 1, &w.qkv, w.input_norm) : next_;
+    if (!a.scale) show(Stage::kAttnNorm, index, a.data, StageForm::kBF16ProductOrder, text_.hidden_size);
     product(w.qkv, a, qkv_);
     const Input attended = attend(index, w);
     product(w.o, attended, y_);
-    const Input m = residual(y_, w.post_attention_norm, 1, &w.gate_up, w.pre_feedforward_norm);
+    const Input m = residual(Stage::kAttnResidual, index, y_, w.post_attention_norm, 1, &w.gate_up,
+                             w.pre_feedforward_norm);
     const int width = w.gate_up.n / 2;
     run(w.gate_up, m, ProductOut::kGateUp, wide_, width);
     product(w.down, takes_fp8(w.down) ? quantized(wide_, width, true) : Input{wide_, nullptr}, y_);
@@ -183,13 +202,14 @@ class Prompts final : public PromptPass {
     const float* next_norm = after ? after->input_norm : nullptr;
     const int p = text_.hidden_size_per_layer_input;
     if (p == 0) {
-      next_ = residual(y_, w.post_feedforward_norm, w.layer_scalar, next, next_norm);
+      next_ = residual(Stage::kLayer, index, y_, w.post_feedforward_norm, w.layer_scalar, next, next_norm);
       return;
     }
-    const Input g = residual(y_, w.post_feedforward_norm, 1, &w.ple_gate, nullptr);
+    const Input g =
+        residual(Stage::kMlpResidual, index, y_, w.post_feedforward_norm, 1, &w.ple_gate, nullptr);
     run(w.ple_gate, g, ProductOut::kGeluTimes, ple_mid_, p, ple_ + index * p, int64_t{n_layers_} * p);
     product(w.ple_up, takes_fp8(w.ple_up) ? quantized(ple_mid_, p, true) : Input{ple_mid_, nullptr}, y_);
-    next_ = residual(y_, w.post_ple_norm, w.layer_scalar, next, next_norm);
+    next_ = residual(Stage::kLayer, index, y_, w.post_ple_norm, w.layer_scalar, next, next_norm);
   }
 
   Input attend(int index, const DeviceLayer& w) {
@@ -208,6 +228,8 @@ class Prompts final : public PromptPass {
                           .owns_kv = true,
                           .q = q_},
                          stream_));
+    const int width = shape.n_heads * shape.head_dim;
+    show(Stage::kQ, index, q_, StageForm::kBF16, width);
     keep(launch_prefill_attention({.shape = shape,
                                    .kv = kv,
                                    .rows = rows,
@@ -217,7 +239,7 @@ class Prompts final : public PromptPass {
                                    .out = attended_},
                                   c_.portable ? AttentionDesign::kPortable : AttentionDesign::kSm90,
                                   stream_));
-    const int width = shape.n_heads * shape.head_dim;
+    show(Stage::kAttention, index, attended_, StageForm::kBF16, width);
     if (takes_fp8(w.o)) return quantized(attended_, width, false);
     keep(launch_to_product_order(attended_, rows_.n, width, stream_));
     return {attended_, nullptr};
@@ -237,6 +259,7 @@ class Prompts final : public PromptPass {
   Input next_;  // of the next layer's qkv
   cudaStream_t stream_ = nullptr;
   cudaError_t error_ = cudaSuccess;
+  Result<void> shown_;
 };
 
 }  // namespace

@@ -46,6 +46,8 @@ class Tail final : public TailPass {
     if (!embeddings) {
       JEWEL_CUDA_TRY(enqueue_embed({.context = c_, .ids = rows.ids, .n = rows.n, .h = h}, stream),
                      "embeddings");
+      if (c_.stages.on())
+        JEWEL_TRY(c_.stages.show(Stage::kEmbed, -1, h, StageForm::kF32, rows.n, hidden, stream));
       embeddings = h;
     }
     if (p > 0 && n_layers > 0) {
@@ -86,11 +88,37 @@ class Tail final : public TailPass {
                     .logits = rows.logits,
                     .buffers = buffers_,
                     .portable = c_.portable};
+    if (c_.stages.on()) return enqueue_shown(step, first, stream);
     JEWEL_CUDA_TRY(launch_decode_step(step, stream), "decoding");
     return {};
   }
 
  private:
+  // One layer after another, then the head.
+  Result<void> enqueue_shown(const DecodeStep& step, int first, cudaStream_t stream) const {
+    const int hidden = text_.hidden_size, rows = step.rows.n;
+    float* h = buffers_.h[0];
+    for (size_t i = 0; i < step.layers.size(); ++i) {
+      DecodeStep one = step;
+      one.layers = step.layers.subspan(i, 1);
+      one.head.n = 0;
+      if (one.per_layer_inputs) one.per_layer_inputs += static_cast<int64_t>(i) * step.layers[i].ple_gate.n;
+      float* end = nullptr;
+      JEWEL_CUDA_TRY(launch_decode_step(one, stream, &end), "decoding");
+      if (end != h) {
+        JEWEL_CUDA_TRY(cudaMemcpyAsync(h, end, sizeof(float) * static_cast<size_t>(rows * hidden),
+                                       cudaMemcpyDeviceToDevice, stream),
+                       "decoding");
+      }
+      JEWEL_TRY(c_.stages.show(Stage::kLayer, first + static_cast<int>(i), h, StageForm::kF32, rows, hidden,
+                               stream));
+    }
+    DecodeStep head = step;
+    head.layers = {};
+    JEWEL_CUDA_TRY(launch_decode_step(head, stream), "the head");
+    return c_.stages.show(Stage::kLogits, -1, step.logits, StageForm::kF32, rows, step.head.n, stream);
+  }
+
   AttentionShape widest_shape() const {
     AttentionShape widest;
     for (int i = 0; i < text_.n_layers; ++i) {
