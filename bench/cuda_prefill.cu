@@ -620,10 +620,12 @@ constexpr Shape kE4b[] = {
     {"PLE gate", 256, 2560, ProductOut::kGeluTimes}, {"PLE up", 2560, 256, ProductOut::kF32},
     {"PLE project", 10752, 2560, ProductOut::kF32}};
 
-void bench(const std::vector<int>& row_counts, bool widths, bool portable) {
+// bf16: results in BF16 where E4B's shapes say FP32.
+void bench(const std::vector<int>& row_counts, bool widths, bool portable, bool bf16) {
   for (const ProductKind kind : {ProductKind::kW8A16, ProductKind::kW16A16, ProductKind::kW8A8}) {
     for (const int rows : row_counts) {
-      for (const Shape& s : kE4b) {
+      for (Shape s : kE4b) {
+        if (bf16 && s.form == ProductOut::kF32) s.form = ProductOut::kBF16;
         const Case c{kind, s.out, s.in};
         const double flop = 2.0 * rows * s.out * s.in;
         const double chosen =
@@ -656,12 +658,14 @@ int main(int argc, char** argv) {
   using namespace jewel::cuda;
   const std::string mode = argc > 1 ? argv[1] : "";
   std::vector<int> rows;
-  bool portable = false, widths = false, quick = false;
+  bool portable = false, widths = false, quick = false, bf16 = false;
   for (int i = 2; i < argc; ++i) {
     if (std::string(argv[i]) == "portable")
       portable = true;
     else if (std::string(argv[i]) == "quick")
       quick = true;
+    else if (std::string(argv[i]) == "bf16")
+      bf16 = true;
     else if (std::string(argv[i]) == "widths")
       widths = true;
     else
@@ -674,9 +678,9 @@ int main(int argc, char** argv) {
   }
   if (mode == "bench") {
     for (const int n : rows.empty() ? std::vector<int>{2048} : rows) bench_rows(n);
-    bench(rows.empty() ? std::vector<int>{2048} : rows, widths, portable);
+    bench(rows.empty() ? std::vector<int>{2048} : rows, widths, portable, bf16);
     return 0;
   }
-  std::fprintf(stderr, "usage: cuda_prefill test|bench [portable] [quick] [widths] [rows...]\n");
+  std::fprintf(stderr, "usage: cuda_prefill test|bench [portable] [quick] [widths] [bf16] [rows...]\n");
   return 2;
 }

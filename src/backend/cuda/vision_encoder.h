@@ -1,6 +1,7 @@
 // The vision tower on the device: uint8 patches of one or several images to soft tokens. The arithmetic is
-// cpu/vision.h's: inputs of products (and probabilities and V) rounded to BF16, all else FP32; clipped
-// linears' bounds on inputs and outputs. Attention is within each image, in both directions.
+// cpu/vision.h's: inputs of products, probabilities and V rounded to BF16, all else FP32; q and k are rounded
+// too, as in the reference. Clipped linears' bounds hold on inputs and outputs. Attention is within each
+// image, in both directions.
 //
 // encode() only launches kernels on `stream`, on memory given by the caller, and can be captured in a graph
 // for a fixed list of shapes. A patch's result depends on its own image alone, bitwise: not on the others of
