@@ -48,30 +48,25 @@ __device__ uint64_t block_best(uint64_t value, uint64_t* scratch) {
   return value;
 }
 
-// The k-th largest of the threads' keys, 1 <= k <= kThreads.
-__device__ uint32_t kth_of_threads(uint32_t mine, int k, uint32_t* keys, uint32_t& result) {
-  __syncthreads();
-  keys[threadIdx.x] = mine;
-  __syncthreads();
-  int rank = 0;
-#pragma unroll 8
-  for (int i = 0; i < kThreads; i += 4) {
-    const uint4 other = *reinterpret_cast<const uint4*>(keys + i);
-    const int me = static_cast<int>(threadIdx.x);
-    rank += other.x > mine || (other.x == mine && i < me) ? 1 : 0;
-    rank += other.y > mine || (other.y == mine && i + 1 < me) ? 1 : 0;
-    rank += other.z > mine || (other.z == mine && i + 2 < me) ? 1 : 0;
-    rank += other.w > mine || (other.w == mine && i + 3 < me) ? 1 : 0;
+// A key, at least `lowest`, that k or a few more of the threads' keys reach, or `lowest` where fewer do. By
+// halving, which stops when close enough: what is chosen later does not depend on where.
+__device__ uint32_t key_that_reach(uint32_t mine, int k, uint32_t lowest) {
+  uint32_t low = lowest, high = 0xff800001u;  // nothing lies above infinity
+  while (high - low > 1) {
+    const uint32_t middle = low + (high - low) / 2;
+    const int n = __syncthreads_count(mine >= middle ? 1 : 0);
+    if (n < k) {
+      high = middle;
+      continue;
+    }
+    low = middle;
+    if (n <= k + k / 8 + 1) break;
   }
-  if (rank == k - 1) result = mine;
-  __syncthreads();
-  return result;
+  return low;
 }
 
 struct Shared {
   uint64_t scratch[kThreads / 32];
-  alignas(16) uint32_t thread_keys[kThreads];
-  uint32_t threshold;
   unsigned n, before;
   // The row's decision.
   uint64_t candidates[kPartCandidates];
@@ -119,20 +114,29 @@ __device__ void adjust(const SampleRows& s, const SlotSampling& p, int row, floa
 
 // The row's candidates that can be among its k best, to shared memory; false when they do not fit.
 __device__ bool gather(const SampleWorkspace& w, int row, int k, Shared& shared) {
-  const int part = threadIdx.x / (kThreads / kParts), lane = threadIdx.x % (kThreads / kParts);
+  constexpr int kLanes = kThreads / kParts, kHeld = 16;  // of a part's candidates, in registers
+  const int part = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   const uint64_t* from = w.candidates + (static_cast<size_t>(row) * kParts + part) * kPartCandidates;
   const auto n = static_cast<int>(__ldcg(w.n + row * kParts + part));
-  if (__syncthreads_or(n > kPartCandidates ? 1 : 0) != 0) return false;
+  uint64_t held[kHeld];
   uint32_t top = 0;
-  for (int i = lane; i < n; i += kThreads / kParts) top = max(top, key_of(__ldcg(from + i)));
-  const uint32_t threshold = kth_of_threads(top, k, shared.thread_keys, shared.threshold);
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) held[i] = lane + i * kLanes < n ? __ldcg(from + lane + i * kLanes) : 0;
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) top = max(top, key_of(held[i]));
   if (threadIdx.x == 0) shared.n = 0;
-  __syncthreads();
-  for (int i = lane; i < n; i += kThreads / kParts) {
-    const uint64_t c = __ldcg(from + i);
-    if (key_of(c) < threshold) continue;
+  if (__syncthreads_or(n > kPartCandidates ? 1 : 0) != 0) return false;
+  for (int i = lane + kHeld * kLanes; i < n; i += kLanes) top = max(top, key_of(__ldcg(from + i)));
+  const uint32_t threshold = key_that_reach(top, k, 1);
+  const auto keep = [&](uint64_t c) {
+    if (key_of(c) < threshold) return;
     const unsigned at = atomicAdd(&shared.n, 1u);
     if (at < kPartCandidates) shared.candidates[at] = c;
+  };
+  if (top >= threshold) {
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) keep(held[i]);
+    for (int i = lane + kHeld * kLanes; i < n; i += kLanes) keep(__ldcg(from + i));
   }
   __syncthreads();
   return shared.n <= kPartCandidates;
@@ -145,7 +149,9 @@ __device__ int choose(const SlotSampling& p, int k, uint64_t position, Shared& s
   const uint64_t mine = exists ? shared.candidates[me] : 0;
   int above = 0, at_least = 0;
   uint64_t best = 0;
-  for (int i = 0; i < n; ++i) {
+  const int mine_end = me / 32 * 32 < n ? n : 0;  // warps without a candidate have nothing to add up
+#pragma unroll 8
+  for (int i = 0; i < mine_end; ++i) {
     const uint64_t other = shared.candidates[i];
     above += key_of(other) > key_of(mine) ? 1 : 0;
     at_least += key_of(other) >= key_of(mine) ? 1 : 0;
@@ -162,7 +168,8 @@ __device__ int choose(const SlotSampling& p, int k, uint64_t position, Shared& s
   __syncthreads();
   if (p.top_p < 1) {
     unsigned long long total = 0, before = 0;
-    for (int i = 0; i < n; ++i) {
+#pragma unroll 8
+    for (int i = 0; i < mine_end; ++i) {
       total += shared.weights[i];
       before += shared.candidates[i] > mine ? shared.weights[i] : 0;
     }
@@ -179,7 +186,8 @@ __device__ int choose(const SlotSampling& p, int k, uint64_t position, Shared& s
   if (me == 0) shared.picked = id_of(best);
   __syncthreads();
   unsigned long long total = 0, before = 0;
-  for (int i = 0; i < n; ++i) {
+#pragma unroll 8
+  for (int i = 0; i < mine_end; ++i) {
     total += shared.weights[i];
     before += id_of(shared.candidates[i]) < id_of(mine) ? shared.weights[i] : 0;
   }
@@ -197,16 +205,26 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
   const int per_part = (s.vocab + kParts * 4 - 1) / (kParts * 4) * 4;
   const int begin = part * per_part, n = max(0, min(per_part, s.vocab - begin));
   const float* from = s.logits + static_cast<int64_t>(row) * s.vocab + begin;
-  if (s.vocab % 4 == 0) {
-#pragma unroll 8
-    for (int i = 4 * static_cast<int>(threadIdx.x); i < n; i += 4 * kThreads) {
-      *reinterpret_cast<float4*>(logits + i) = __ldg(reinterpret_cast<const float4*>(from + i));
-    }
-  } else {
+  // All loads are under way before the first is needed.
+  const int position = s.positions[row], slot = s.slots[row];
+  constexpr int kFours = kPartIds / 4 / kThreads;
+  float4 fours[kFours];
+  const bool by_fours = s.vocab % 4 == 0;
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int at = 4 * (i * kThreads + static_cast<int>(threadIdx.x));
+    if (by_fours && at < n) fours[i] = __ldcs(reinterpret_cast<const float4*>(from + at));
+  }
+  if (position < 0) return;
+  const SlotSampling p = s.sampling[slot];
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
+    const int at = 4 * (i * kThreads + static_cast<int>(threadIdx.x));
+    if (by_fours && at < n) *reinterpret_cast<float4*>(logits + at) = fours[i];
+  }
+  if (!by_fours) {
     for (int i = threadIdx.x; i < n; i += kThreads) logits[i] = from[i];
   }
-  if (s.positions[row] < 0) return;
-  const SlotSampling p = s.sampling[s.slots[row]];
   const SampleWorkspace w = sample_workspace_of(s);
   const bool greedy = p.temperature <= 0;
   const int k = min(p.top_k, s.vocab);
@@ -233,9 +251,8 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
     best = block_best(best, shared.scratch);
     if (threadIdx.x == 0) __stcg(w.best + row * kParts + part, best);
   } else {
-    const uint32_t threshold = max(kth_of_threads(top, k, shared.thread_keys, shared.threshold), masked + 1);
     if (threadIdx.x == 0) shared.n = 0;
-    __syncthreads();
+    const uint32_t threshold = key_that_reach(top, k, masked + 1);
     uint64_t* to = w.candidates + (static_cast<size_t>(row) * kParts + part) * kPartCandidates;
     if (top >= threshold) {
       for (int i = 4 * static_cast<int>(threadIdx.x); i < n; i += 4 * kThreads) {
@@ -268,7 +285,7 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
     if (key_of(best) > masked) id = id_of(best);
   } else {
     decided = gather(w, row, k, shared);
-    if (decided && shared.n > 0) id = choose(p, k, static_cast<uint64_t>(s.positions[row] + 1), shared);
+    if (decided && shared.n > 0) id = choose(p, k, static_cast<uint64_t>(position + 1), shared);
   }
   if (threadIdx.x != 0) return;
   w.finished[row] = 0;
@@ -276,7 +293,7 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
   if (!decided) return;
   s.ids[row] = id;
   if (id >= 0) {
-    s.last_tokens[s.slots[row]] = id;
+    s.last_tokens[slot] = id;
     if (p.seen != nullptr) p.seen[id] += 1;
   }
 }
