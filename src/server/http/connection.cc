@@ -162,6 +162,10 @@ asio::awaitable<void> Connection::run() {
   Next next = error ? Next::kClose : Next::kRequest;
   while (next == Next::kRequest) next = co_await one_request();
   if (next == Next::kLinger) co_await linger();
+  if (next == Next::kEnd) {
+    transport_->set_deadline(Clock::now() + kLinger);
+    co_await transport_->end_output();
+  }
   transport_->close();
 }
 
@@ -195,10 +199,11 @@ asio::awaitable<Connection::Next> Connection::one_request() {
   }
   BodyBytes bytes(*table_, options_.max_buffered_bytes);
   parser.read_body(admission.max_body_bytes);
-  if (!co_await read_body(parser, request, bytes)) co_return Next::kLinger;
+  if (!co_await read_body(parser, request, bytes, admission.max_body_bytes)) co_return Next::kLinger;
   bool keep_alive = parser.keep_alive();
   const bool sent = co_await answer(std::move(request), keep_alive, parser.is_http_1_0());
-  co_return !sent ? Next::kClose : keep_alive ? Next::kRequest : Next::kLinger;
+  if (!sent) co_return Next::kClose;
+  co_return keep_alive ? Next::kRequest : input_.empty() ? Next::kEnd : Next::kLinger;
 }
 
 // More bytes behind input_; false when there are none, be it the end, an error or the deadline.
@@ -239,10 +244,16 @@ asio::awaitable<bool> Connection::read_head(RequestParser& parser) {
 }
 
 // False: it was answered with an error, or the client is gone.
-asio::awaitable<bool> Connection::read_body(RequestParser& parser, HttpRequest& request, BodyBytes& bytes) {
+asio::awaitable<bool> Connection::read_body(RequestParser& parser, HttpRequest& request, BodyBytes& bytes,
+                                            size_t max_bytes) {
   if (parser.done()) co_return true;
   const uint64_t length = parser.content_length().value_or(0);
-  if (parser.trouble()) co_return co_await send_trouble(*parser.trouble()), false;
+  if (length > max_bytes) {
+    co_await send_trouble({413, fmt::format("the request's body has {} bytes, the limit of this route is {}; "
+                                            "send smaller pictures or fewer",
+                                            length, max_bytes)});
+    co_return false;
+  }
   if (!bytes.hold(length)) {
     co_await send_trouble({503, "too many large requests are under way; try again in a moment"});
     co_return false;

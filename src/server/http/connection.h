@@ -58,11 +58,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
  private:
   class Waker;
   class BodyBytes;
-  enum class Next : uint8_t { kRequest, kClose, kLinger };
+  enum class Next : uint8_t { kRequest, kEnd, kClose, kLinger };
 
   asio::awaitable<Next> one_request();
   asio::awaitable<bool> read_head(RequestParser& parser);
-  asio::awaitable<bool> read_body(RequestParser& parser, HttpRequest& request, BodyBytes& bytes);
+  asio::awaitable<bool> read_body(RequestParser& parser, HttpRequest& request, BodyBytes& bytes,
+                                  size_t max_bytes);
   asio::awaitable<bool> read_more(bool& timed_out);
   asio::awaitable<bool> answer(HttpRequest request, bool& keep_alive, bool old_client);
   asio::awaitable<bool> answer_pending(PendingReply& reply, bool head_only, bool& keep_alive,

@@ -30,7 +30,7 @@ namespace {
 
 using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
-using tcp = asio::ip::tcp;
+using Tcp = asio::ip::tcp;
 using Acceptor = asio::basic_socket_acceptor<asio::generic::stream_protocol>;
 
 // Beyond the limit, this many more are let in to be told so; others are closed without a word.
@@ -39,7 +39,7 @@ constexpr std::chrono::milliseconds kLastWords{1000};  // for answers that were 
 
 void set_no_delay(StreamSocket& socket) {
   error_code ignored;  // a Unix socket has no such thing
-  socket.set_option(tcp::no_delay(true), ignored);
+  (void)socket.set_option(Tcp::no_delay(true), ignored);
 }
 
 }  // namespace
@@ -102,19 +102,19 @@ class HttpServer::Impl {
     error_code error;
     // Every interface: one IPv6 socket that takes IPv4 too, or IPv4 alone where there is no IPv6.
     const bool any = options_.host.empty();
-    std::vector<tcp::endpoint> endpoints;
+    std::vector<Tcp::endpoint> endpoints;
     const auto port = static_cast<asio::ip::port_type>(options_.port);
     if (any) {
-      endpoints = {{tcp::v6(), port}, {tcp::v4(), port}};
+      endpoints = {{Tcp::v6(), port}, {Tcp::v4(), port}};
     } else {
-      tcp::resolver resolver(context_);
+      Tcp::resolver resolver(context_);
       for (const auto& entry : resolver.resolve(options_.host, std::to_string(options_.port), error))
         endpoints.push_back(entry.endpoint());
       if (error) return cannot_listen(options_.host, error);
     }
-    for (const tcp::endpoint& endpoint : endpoints) {
+    for (const Tcp::endpoint& endpoint : endpoints) {
       if (try_listen(endpoint, any, error)) {
-        tcp::endpoint bound;
+        Tcp::endpoint bound;
         const auto local = acceptor_->local_endpoint(error);
         std::memcpy(bound.data(), local.data(), std::min(local.size(), bound.capacity()));
         port_ = bound.port();
@@ -125,11 +125,11 @@ class HttpServer::Impl {
     return cannot_listen(fmt::format("{}:{}", any ? "0.0.0.0" : options_.host, options_.port), error);
   }
 
-  bool try_listen(const tcp::endpoint& endpoint, bool any, error_code& error) {
-    tcp::acceptor acceptor(asio::make_strand(context_));
+  bool try_listen(const Tcp::endpoint& endpoint, bool any, error_code& error) {
+    Tcp::acceptor acceptor(asio::make_strand(context_));
     if (acceptor.open(endpoint.protocol(), error)) return false;
-    acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-    if (any && endpoint.protocol() == tcp::v6()) acceptor.set_option(asio::ip::v6_only(false), error);
+    (void)acceptor.set_option(Tcp::acceptor::reuse_address(true), error);
+    if (any && endpoint.protocol() == Tcp::v6()) (void)acceptor.set_option(asio::ip::v6_only(false), error);
     if (acceptor.bind(endpoint, error)) return false;
     if (acceptor.listen(asio::socket_base::max_listen_connections, error)) return false;
     const int family = endpoint.protocol().family();
@@ -199,7 +199,7 @@ class HttpServer::Impl {
     if (acceptor_ == nullptr) return;
     asio::post(acceptor_->get_executor(), [this] {
       error_code ignored;
-      acceptor_->close(ignored);
+      (void)acceptor_->close(ignored);
     });
   }
 
