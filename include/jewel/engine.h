@@ -41,6 +41,10 @@ struct EngineOptions {
   int max_num_batched_tokens = 2048;  // of one step
   int max_model_len = 0;              // prompt and answer of a request; 0: the model's
   double gpu_memory_utilization = 0.9;
+  std::string lm_head_dtype =
+      "auto";                // GPU: auto (the checkpoint's), fp8 (scales per row, made while loading)
+  std::string ple = "auto";  // GPU: the per-layer embedding table: auto, device, host
+  std::string prefill_activations = "auto";  // GPU: auto (what the checkpoint asks for), bf16, fp8
   double kv_cache_gib = 0;  // memory for KV pages in all; 0: what max_num_seqs × max_model_len and the prefix
                             // cache need, as far as there is
   bool prefix_caching = true;

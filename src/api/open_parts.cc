@@ -47,6 +47,10 @@ Result<EngineParts> open_parts(const std::string& directory, const EngineOptions
   choice.max_slots = options.max_num_seqs;
   choice.max_step_tokens = options.max_num_batched_tokens;
   choice.gpu_memory_utilization = options.gpu_memory_utilization;
+  choice.lm_head_dtype = options.lm_head_dtype;
+  choice.ple = options.ple;
+  choice.prefill_activations = options.prefill_activations;
+  choice.fp8_activations = checkpoint->quantization() && checkpoint->quantization()->dynamic_activations;
   choice.progress = options.progress;
   JEWEL_ASSIGN(CreatedBackend created, create_backend(checkpoint->config(), checkpoint->weights(), choice));
   if (created.on_cpu && options.progress) checkpoint->read_ahead(options.progress);

@@ -68,6 +68,7 @@ Result<CreatedBackend> create_cuda(const ModelConfig& config, const ModelWeights
                                        : PleTable::kAuto;
   options.prefill_fp8 =
       choice.prefill_activations == "fp8" || (choice.prefill_activations == "auto" && choice.fp8_activations);
+  options.prefill_fp8_if_possible = choice.prefill_activations == "auto";
   options.max_slots = choice.max_slots > 0 ? choice.max_slots : kCudaSlots;
   options.max_step_tokens = choice.max_step_tokens;
   options.portable = choice.portable_kernels;

@@ -134,12 +134,14 @@ class Cuda final : public CudaBackend {
   const BackendInfo& info() const override { return info_; }
 
   CudaMemory memory() const override {
+    enter();
     CudaMemory out{.weights_bytes = weights_->device_bytes(), .host_bytes = weights_->host_bytes()};
     cudaMemGetInfo(&out.free_bytes, &out.total_bytes);
     return out;
   }
 
   Result<void> allocate_kv(const KvSizes& sizes) override {
+    enter();
     JEWEL_CUDA_TRY(cudaStreamSynchronize(stream_.get()), "waiting for steps");
     graphs_.clear();
     JEWEL_TRY(pools_->allocate(sizes));
@@ -149,6 +151,7 @@ class Cuda final : public CudaBackend {
   }
 
   Result<FeatureId> encode_image(const ImagePatches& patches) override {
+    enter();
     if (!features_) return unsupported("image: this model has no vision tower");
     JEWEL_ASSIGN(const FeatureId feature, features_->encode(patches, stream_.get()));
     if (stages_.on()) {
@@ -159,12 +162,16 @@ class Cuda final : public CudaBackend {
     }
     return feature;
   }
-  void release_feature(FeatureId feature) override { features_->release(feature, stream_.get()); }
+  void release_feature(FeatureId feature) override {
+    enter();
+    features_->release(feature, stream_.get());
+  }
 
   void begin_sequence(SlotId slot, const SamplingParams& params, std::span<const TokenId> prompt,
                       std::span<const TokenId> output) override {
     check_slot(slot);
     JEWEL_CHECK(!slot_live_[static_cast<size_t>(slot)], "slot {} is taken", slot);
+    enter();
     slot_live_[static_cast<size_t>(slot)] = true;
     pools_->begin(slot);
     sampling_->begin(slot, params, prompt, output, stream_.get());
@@ -177,6 +184,7 @@ class Cuda final : public CudaBackend {
   }
 
   void submit(std::span<const StepChunk> chunks) override {
+    enter();
     JEWEL_CHECK(static_cast<int>(in_flight_.size()) < kStepsInFlight, "{} steps in flight",
                 in_flight_.size());
     JEWEL_CHECK(pools_->allocated(), "allocate_kv() comes first");
@@ -191,6 +199,7 @@ class Cuda final : public CudaBackend {
   }
 
   Result<StepResult> collect() override {
+    enter();
     JEWEL_CHECK(!in_flight_.empty(), "no step was submitted");
     InFlight step = std::move(in_flight_.front());
     in_flight_.pop_front();
@@ -221,10 +230,12 @@ class Cuda final : public CudaBackend {
   }
 
   Result<void> read_pages(LayerType pool, std::span<const PageId> pages, std::span<std::byte> out) override {
+    enter();
     return pools_->read_pages(pool, pages, out, stream_.get());
   }
   Result<void> write_pages(LayerType pool, std::span<const PageId> pages,
                            std::span<const std::byte> in) override {
+    enter();
     return pools_->write_pages(pool, pages, in, stream_.get());
   }
 
@@ -247,6 +258,9 @@ class Cuda final : public CudaBackend {
             .portable = options_.portable,
             .prefill_fp8 = options_.prefill_fp8};
   }
+
+  // The current device is a thread's own, and the engine's thread is not the one that opened the backend.
+  void enter() const { cudaSetDevice(device_.index); }
 
   void check_slot(SlotId slot) const {
     JEWEL_CHECK(slot >= 0 && slot < info_.max_slots, "slot {} of {}", slot, info_.max_slots);
@@ -632,6 +646,7 @@ Result<std::unique_ptr<CudaBackend>> make_cuda_backend(const ModelConfig& config
   JEWEL_ASSIGN(const cuda::DeviceInfo device, cuda::open_device(options.device));
   CudaOptions chosen = options;
   chosen.portable = options.portable || !device.sm90();
+  if (options.prefill_fp8_if_possible) chosen.prefill_fp8 = options.prefill_fp8 && device.has_fp8();
   JEWEL_TRY(cuda::check_options(config, chosen, device));
   auto backend = std::make_unique<cuda::Cuda>(config, chosen, device);
   JEWEL_TRY(backend->open(weights));

@@ -20,7 +20,8 @@ struct CudaOptions {
   DType kv_dtype = DType::kBF16;  // kBF16 or kF8E4M3
   bool head_fp8 = false;          // the head in FP8 with a scale a row, made while loading
   PleTable ple = PleTable::kAuto;
-  bool prefill_fp8 = false;  // FP8 activations in prompts (sm_89 and up)
+  bool prefill_fp8 = false;              // FP8 activations in prompts (sm_89 and up)
+  bool prefill_fp8_if_possible = false;  // an older device takes BF16 instead of an error
   int max_slots = 32;
   int max_step_tokens = 2048;
   bool portable = false;  // the kernels of sm_80 and sm_89 on any device
