@@ -76,8 +76,7 @@ struct Shared {
   float warp_max[2][kMaxGroup][kWarps];
   const std::byte* k_rows[4][kTileKeys];  // of tile n at n % 4; zeros for keys that are not to be read
   alignas(16) const std::byte* v_rows[4][kTileKeys];
-  float max[kMaxSlots][kMaxGroup];
-  float sum[kMaxSlots][kKeyGroups][kMaxGroup];
+  float4 stats[kMaxSlots][kMaxGroup];  // of a run: maximum, sums of its key groups
   alignas(16) std::byte newest_k[DIM * 2];
   alignas(16) std::byte newest_v[DIM * 2];
   unsigned arrived;
@@ -116,20 +115,23 @@ __device__ __forceinline__ void cluster_arrive() {
 __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-__device__ __forceinline__ float load_rank(const float* p, int rank) {
+// Shared memory of block `rank` of the cluster, where our own has `p`.
+__device__ __forceinline__ uint32_t address_in(const void* p, int rank) {
   const auto local = static_cast<uint32_t>(__cvta_generic_to_shared(p));
   uint32_t remote;
-  float v;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(v) : "r"(remote));
+  return remote;
+}
+__device__ __forceinline__ float4 load_cluster4(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address));
   return v;
 }
-__device__ __forceinline__ float2 load_rank2(const float* p, int rank) {
-  const auto local = static_cast<uint32_t>(__cvta_generic_to_shared(p));
-  uint32_t remote;
+__device__ __forceinline__ float2 load_cluster2(uint32_t address) {
   float2 v;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
-  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(remote));
+  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
   return v;
 }
 // Orders nothing: for leaving.
@@ -140,11 +142,20 @@ __device__ __forceinline__ void cluster_arrive_relaxed() {
 __device__ __forceinline__ void cluster_arrive() {}
 __device__ __forceinline__ void cluster_arrive_relaxed() {}
 __device__ __forceinline__ void cluster_wait() {}
-__device__ __forceinline__ float load_rank(const float* p, int) {
-  return *p;
+__device__ __forceinline__ uint32_t address_in(const void* p, int) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
-__device__ __forceinline__ float2 load_rank2(const float* p, int) {
-  return *reinterpret_cast<const float2*>(p);
+__device__ __forceinline__ float4 load_cluster4(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address));
+  return v;
+}
+__device__ __forceinline__ float2 load_cluster2(uint32_t address) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
+  return v;
 }
 #endif
 
@@ -382,12 +393,14 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
 #pragma unroll
     for (int r = 0; r < kRanks; ++r) {
       const int from = r >> slots_log2, slot = r & ((1 << slots_log2) - 1);
-      max[r] = load_rank(&shared.max[slot][head], from);
+      const float4 stats4 = load_cluster4(address_in(&shared.stats[slot][head], from));
+      const uint32_t values = address_in(results + (slot * kGroups * group + head) * kStride + column, from);
 #pragma unroll
       for (int k = 0; k < kGroups; ++k) {
-        sum[r][k] = load_rank(&shared.sum[slot][k][head], from);
-        o[r][k] = load_rank2(results + ((slot * kGroups + k) * group + head) * kStride + column, from);
+        o[r][k] = load_cluster2(values + static_cast<uint32_t>(k * group * kStride) * 4);
+        sum[r][k] = k == 0 ? stats4.y : stats4.z;
       }
+      max[r] = stats4.x;
     }
     float top = max[0];
 #pragma unroll
@@ -518,8 +531,9 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     const int n_pages = ((end - 1) >> 4) - first_page + 1;
     for (int i = threadIdx.x; i < n_pages; i += kThreads) pages[i] = table[first_page + i];
   }
-  for (int i = threadIdx.x; i < slots * kMaxGroup; i += kThreads)
-    shared.max[i / kMaxGroup][i % kMaxGroup] = -INFINITY;
+  if (threadIdx.x < kMaxSlots * kMaxGroup) {
+    shared.stats[threadIdx.x / kMaxGroup][threadIdx.x % kMaxGroup] = make_float4(-INFINITY, 0, 0, 0);
+  }
   __syncthreads();
 
   Tile<DIM, F> tile;
@@ -612,8 +626,9 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     sum += __shfl_xor_sync(kAllLanes, sum, 2);
     if (g < group) {
       if (t == 0 && span == 0) {
-        shared.sum[slot][key_group][g] = sum;
-        if (key_group == 0) shared.max[slot][g] = max;
+        float4& stats = shared.stats[slot][g];
+        (key_group == 0 ? stats.y : stats.z) = sum;
+        if (key_group == 0) stats.x = max;
       }
       put_results<DIM>(results, out, (slot * kGroups + key_group) * group + g, span, t);
     }
