@@ -2,7 +2,6 @@
 // eight rows for shapes that decode_product_few.cu does not take (K not in eight equal runs: small models,
 // PLE up).
 #include <algorithm>
-#include <cstdlib>
 
 #include "backend/cuda/decode_product_args.h"
 
@@ -14,21 +13,20 @@ constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;  // a 1
 constexpr int kDepth = 8;                                                 // pieces in flight per warp
 
 template <TileFormat kFormat>
-size_t any_shape_shared_bytes(int k32_of_split, int rows, bool norm) {
-  return (norm ? size_t{256} * k32_of_split : 0) + kProductWarps * kDepth * kPieceBytes<kFormat> +
-         size_t{64} * k32_of_split * rows +
-         (2 * kProductWarps * 8 * kRedPitch + 2 * kNormScratch) * sizeof(float);
+size_t any_shape_shared_bytes(const ProductArgs& a) {
+  const int k32_of_split = (a.k32 + a.splits - 1) / a.splits;
+  return kProductWarps * kDepth * kPieceBytes<kFormat> + size_t{64} * k32_of_split * a.rows +
+         2 * kProductWarps * 8 * kRedPitch * sizeof(float);
 }
 
-template <TileFormat kFormat, bool kNorm>
+template <TileFormat kFormat>
 __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid_constant__ ProductArgs a) {
   constexpr int kPiece = kPieceBytes<kFormat>;
   constexpr int kRedFloats = kProductWarps * 8 * kRedPitch;
   extern __shared__ __align__(128) uint8_t shared[];
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
   float* red = reinterpret_cast<float*>(shared + kProductWarps * kDepth * kPiece);
-  [[maybe_unused]] float* scratch = red + 2 * kRedFloats;
-  uint8_t* x_shared = reinterpret_cast<uint8_t*>(scratch + 2 * kNormScratch);
+  uint8_t* x_shared = reinterpret_cast<uint8_t*>(red + 2 * kRedFloats);
 
   // This warp's pieces: [k_begin, k_begin + steps) of K, the same in every row tile.
   const int split = static_cast<int>(blockIdx.x) % a.splits,
@@ -54,38 +52,22 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
   for (int i = 0; i < kDepth; ++i) copy_next(i);
   float2 scale = tile_scales(a, first_tile, tid);
 
-  if constexpr (kNorm) {
-    float* weights = reinterpret_cast<float*>(x_shared + 64 * a.k32 * a.rows);
-    fetch_norm_weights(a.norm, a.k32 * 32, weights);
-    commit_copies();
-    float4 h[kNormVectors];
-    fetch_first_row(a.norm, 0, a.k32 * 32, h);
-    wait_for_last_kernel();
-    release_next_kernel();
-    wait_for_copies<0>();
-    residual_norm_rows(a.norm, weights, h, a.rows, a.k32 * 32, blockIdx.x == 0, scratch,
-                       [&](int row, int column, uint2 values) {
-                         *reinterpret_cast<uint2*>(x_shared + slot_bytes(row, column, a.rows)) = values;
-                       });
-    __syncthreads();
-  } else {
-    wait_for_last_kernel();
-    release_next_kernel();
-    const int count = steps * a.rows * 4;  // of 16 bytes: a warp copies what it will read
-    uint4* to = reinterpret_cast<uint4*>(x_shared) + static_cast<int64_t>(run_begin) * a.rows * 4;
-    const uint4* from = reinterpret_cast<const uint4*>(a.x) + static_cast<int64_t>(k_begin) * a.rows * 4;
-    for (int i = lane; i < count; i += 32) {
-      if (a.x_order == XOrder::kSlots) {
-        to[i] = __ldcg(from + i);
-      } else {
-        const int part = i % 4, row = i / 4 % a.rows, step = i / 4 / a.rows;
-        const uint2* natural = reinterpret_cast<const uint2*>(
-            a.x + (static_cast<int64_t>(row) * a.k32 + k_begin + step) * 64 + part * 8);
-        to[i] = slots_from_natural(__ldcg(natural), __ldcg(natural + 4));
-      }
+  wait_for_last_kernel();
+  release_next_kernel();
+  const int count = steps * a.rows * 4;  // of 16 bytes: a warp copies what it will read
+  uint4* to = reinterpret_cast<uint4*>(x_shared) + static_cast<int64_t>(run_begin) * a.rows * 4;
+  const uint4* from = reinterpret_cast<const uint4*>(a.x) + static_cast<int64_t>(k_begin) * a.rows * 4;
+  for (int i = lane; i < count; i += 32) {
+    if (a.x_order == XOrder::kSlots) {
+      to[i] = __ldcg(from + i);
+    } else {
+      const int part = i % 4, row = i / 4 % a.rows, step = i / 4 / a.rows;
+      const uint2* natural = reinterpret_cast<const uint2*>(
+          a.x + (static_cast<int64_t>(row) * a.k32 + k_begin + step) * 64 + part * 8);
+      to[i] = slots_from_natural(__ldcg(natural), __ldcg(natural + 4));
     }
-    __syncwarp();
   }
+  __syncwarp();
   const uint8_t* x_lane = x_shared + run_begin * a.rows * 64 + min(g, a.rows - 1) * 64 + t * 16;
 
   int slot = 0, buffer = 0;
@@ -133,53 +115,35 @@ __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
   });
 }
 
-template <TileFormat kFormat, bool kNorm>
-cudaError_t launch_any_shape(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  const auto kernel = any_shape_kernel<kFormat, kNorm>;
+template <TileFormat kFormat>
+bool launch_any_shape(ProductArgs& a, bool overlap, cudaStream_t stream, cudaError_t& error) {
+  const size_t bytes = any_shape_shared_bytes<kFormat>(a);
+  if (a.rows > 8 || bytes > static_cast<size_t>(product_device().shared_per_block)) return false;
+  const auto kernel = any_shape_kernel<kFormat>;
   static const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                           product_device().shared_per_block);
-  if (allowed != cudaSuccess) return allowed;
   a.block_rows = blocks_per_split(a.row_tiles, a.splits, 3);
-  const size_t shared = any_shape_shared_bytes<kFormat>((a.k32 + a.splits - 1) / a.splits, a.rows, kNorm);
   const LaunchShape shape{
-      .grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)), .shared = shared, .overlap = overlap};
-  return launch_kernel<ProductArgs>(kernel, shape, stream, a);
+      .grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)), .shared = bytes, .overlap = overlap};
+  error = allowed != cudaSuccess ? allowed : launch_kernel<ProductArgs>(kernel, shape, stream, a);
+  return true;
 }
 
-// Matrices with few rows of their own are better off with one block a row tile (decode_product_several.cu).
+// Matrices of few rows are better off with one block a row tile (decode_product_several.cu).
 bool many_for(const ProductArgs& a) {
-  static const int least = std::getenv("MANY") ? std::atoi(std::getenv("MANY")) : 100;
-  return a.row_tiles * a.splits >= least;
+  return a.row_tiles * a.splits >= 100;
 }
 
-const int kFusedNormRows = std::getenv("FUSED") ? std::atoi(std::getenv("FUSED")) : 0;
-
-bool any_shape_fits(const ProductArgs& a, TileFormat format, bool norm) {
-  const int k32_of_split = (a.k32 + a.splits - 1) / a.splits;
-  const size_t bytes = format == TileFormat::kF8E4M3
-                           ? any_shape_shared_bytes<TileFormat::kF8E4M3>(k32_of_split, a.rows, norm)
-                           : any_shape_shared_bytes<TileFormat::kBF16>(k32_of_split, a.rows, norm);
-  return a.rows <= 8 && bytes <= static_cast<size_t>(product_device().shared_per_block);
-}
-
-bool norm_fits(const ProductArgs& a, TileFormat format) {
-  return a.rows <= kFusedNormRows && a.k32 * 32 <= kMaxHidden &&
-         (few_rows_fit(a, format, true) || any_shape_fits(a, format, true));
-}
-
-cudaError_t dispatch(ProductArgs& a, TileFormat format, bool norm, bool overlap, cudaStream_t stream) {
-  if (few_rows_fit(a, format, norm)) return launch_few_rows(a, format, norm, overlap, stream);
-  if (any_shape_fits(a, format, norm)) {
-    if (format == TileFormat::kF8E4M3) {
-      return norm ? launch_any_shape<TileFormat::kF8E4M3, true>(a, overlap, stream)
-                  : launch_any_shape<TileFormat::kF8E4M3, false>(a, overlap, stream);
-    }
-    return norm ? launch_any_shape<TileFormat::kBF16, true>(a, overlap, stream)
-                : launch_any_shape<TileFormat::kBF16, false>(a, overlap, stream);
-  }
+cudaError_t dispatch(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
-  const bool taken = many_for(a) && launch_many_rows(a, format, overlap, stream, error);
-  return taken ? error : launch_several_rows(a, format, overlap, stream);
+  if (launch_few_rows(a, format, overlap, stream, error)) return error;
+  const bool f8 = format == TileFormat::kF8E4M3;
+  if (f8 ? launch_any_shape<TileFormat::kF8E4M3>(a, overlap, stream, error)
+         : launch_any_shape<TileFormat::kBF16>(a, overlap, stream, error)) {
+    return error;
+  }
+  if (a.rows > 8 && many_for(a) && launch_many_rows(a, format, overlap, stream, error)) return error;
+  return launch_several_rows(a, format, overlap, stream);
 }
 
 }  // namespace
@@ -220,23 +184,20 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .n = p.w.n,
                    .x = static_cast<const uint8_t*>(p.x),
                    .x_order = p.x_order,
-                   .norm = p.norm,
                    .out_kind = p.out_kind,
                    .out = p.out,
                    .ple = p.ple,
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
                    .bulk_x = !p.portable && product_device().dependent_launch};
-  const bool fused = p.x == nullptr && norm_fits(args, p.w.format);
-  if (p.x == nullptr && !fused) {
+  if (p.x == nullptr) {
     const cudaError_t error = launch_residual_norm(p.norm, p.rows, p.w.k, p.x_scratch, overlap, stream);
     if (error != cudaSuccess) return error;
     args.x = static_cast<const uint8_t*>(p.x_scratch);
     args.x_order = XOrder::kSlots;
-    static const bool early = !std::getenv("LATE");
-    args.release_early = early;
+    args.release_early = true;  // what follows a normed product is no norm
   }
-  return dispatch(args, p.w.format, fused, overlap, stream);
+  return dispatch(args, p.w.format, overlap, stream);
 }
 
 }  // namespace jewel::cuda

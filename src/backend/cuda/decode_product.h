@@ -75,8 +75,7 @@ enum class ProductOut : uint8_t {
 struct DecodeProduct {
   TiledWeight w;
   int rows = 0;  // 1 to kMaxDecodeRows
-  // The input: x, or, where x is null, what `norm` makes (and x_scratch holds it when a kernel of its own
-  // makes it: BF16 [rows, k]).
+  // The input: x, or, where x is null, what `norm` makes, by way of x_scratch: BF16 [rows, k].
   const void* x = nullptr;
   XOrder x_order = XOrder::kSlots;
   ResidualNorm norm;
@@ -92,7 +91,8 @@ struct DecodeProduct {
   bool portable = false;  // the path of sm_80 and sm_89 even on sm_90
 };
 
-// One product; two kernels where rows are many and the input is a norm, else one.
+// One product; where its input is a norm, two kernels. (A norm in every block of the product was slower, even
+// for one row: docs/cuda-decode.md.)
 cudaError_t launch_decode_product(const DecodeProduct& product, cudaStream_t stream);
 
 // The residual update and norm alone; x may be null (only h_out is wanted), x in slot order.

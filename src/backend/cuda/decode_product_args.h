@@ -19,7 +19,6 @@ struct ProductArgs {
   int n;
   const uint8_t* x;
   XOrder x_order;
-  ResidualNorm norm;
   ProductOut out_kind;
   void* out;
   const float* ple;
@@ -140,17 +139,17 @@ inline int blocks_per_split(int row_groups, int splits, int blocks_per_sm) {
   return (row_groups + per_block - 1) / per_block;
 }
 
-// decode_product_few.cu: up to 8 rows, where K falls into eight equal runs of 6, 8, 10, 12 or 16 pieces and
-// the device's shared memory holds them.
-bool few_rows_fit(const ProductArgs& args, TileFormat format, bool norm);
-cudaError_t launch_few_rows(ProductArgs& args, TileFormat format, bool norm, bool overlap,
-                            cudaStream_t stream);
+// A launcher of bool takes the product or returns false where its shape or the device's shared memory is not
+// for it.
+
+// decode_product_few.cu: up to 8 rows, K in eight equal runs of 6, 8, 10, 12 or 16 pieces.
+bool launch_few_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream,
+                     cudaError_t& error);
 
 // decode_product_several.cu: more than 8 rows, any shape; each warp a run of K.
 cudaError_t launch_several_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
 
-// decode_product_many.cu: more than 8 rows, K in eight equal runs; false where the shape or the device's
-// shared memory does not allow it.
+// decode_product_many.cu: more than 8 rows, K in such runs.
 bool launch_many_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream,
                       cudaError_t& error);
 

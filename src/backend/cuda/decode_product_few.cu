@@ -4,17 +4,18 @@
 // What a dependency costs is the time from the end of the kernel ahead to the end of this one's first tiles.
 // So everything that does not need the input stands before the wait: a lane holds its part of the first row
 // tile in registers, already as BF16, and the next pieces are under way to a ring in shared memory. After the
-// wait come the input (or the norm that makes it), two tensor-core instructions a piece, and the sum over the
-// warps. A lane reads from the ring only what it copied itself, so the ring needs no barrier.
-
-#include <cstdlib>
-
+// wait come the input, two tensor-core instructions a piece, and the sum over the warps. A lane reads from
+// the ring only what it copied itself, so the ring needs no barrier.
 #include "backend/cuda/decode_product_args.h"
 
 namespace jewel::cuda {
 namespace {
 
-template <TileFormat kFormat, int kRun, int kSlots>
+// Copy groups in flight per warp: one row tile. Twice as much was slower: a block's input
+// stands behind what the block has under way.
+constexpr int kSlots = 2;
+
+template <TileFormat kFormat, int kRun>
 struct FewRows {
   static constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;
   static constexpr int kGroup = kRun / 2;                   // pieces per copy group: two groups a row tile
@@ -23,11 +24,10 @@ struct FewRows {
   static constexpr int kWarpBytes = kSlots * kGroupBytes;
   static constexpr int kRingBytes = kProductWarps * kWarpBytes;
 
-  static size_t shared_bytes(int rows, int hidden_of_norm) {
+  static size_t shared_bytes(int rows) {
     const int red_rows = rows + rows % 2;
     return kRingBytes + static_cast<size_t>(64 * kRun * kProductWarps * rows) +
-           sizeof(float) * static_cast<size_t>(2 * kProductWarps * red_rows * kRedPitch + 2 * kNormScratch +
-                                               2 * hidden_of_norm);
+           sizeof(float) * static_cast<size_t>(2 * kProductWarps * red_rows * kRedPitch) + 16;
   }
 };
 
@@ -49,19 +49,17 @@ __device__ __forceinline__ uint4 load_once(const uint8_t* p) {
   return v;
 }
 
-template <TileFormat kFormat, int kRun, int kSlots, bool kNorm>
+template <TileFormat kFormat, int kRun>
 __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __grid_constant__ ProductArgs a) {
-  using K = FewRows<kFormat, kRun, kSlots>;
+  using K = FewRows<kFormat, kRun>;
   extern __shared__ __align__(128) uint8_t shared[];
   if (a.release_early) release_next_kernel();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   const int red_rows = a.rows + a.rows % 2;
   uint8_t* x_shared = shared + K::kRingBytes;
   float* red = reinterpret_cast<float*>(x_shared + 64 * kRun * kProductWarps * a.rows);
-  [[maybe_unused]] float* scratch = red + 2 * kProductWarps * red_rows * kRedPitch;
-
-  [[maybe_unused]] const uint32_t x_arrived = shared_address(scratch);
-  if (!kNorm && a.bulk_x && tid == 0) {
+  const uint32_t x_arrived = shared_address(red + 2 * kProductWarps * red_rows * kRedPitch);
+  if (a.bulk_x && tid == 0) {
     start_barrier(x_arrived);
     expect_bulk(static_cast<uint32_t>(64 * kRun * kProductWarps * a.rows), x_arrived);
   }
@@ -78,11 +76,6 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   for (int i = 0; i < K::kHeld; ++i) {
 #pragma unroll
     for (int s = 0; s < K::kPieceBytes / 512; ++s) raw[i][s] = load_once(from + i * K::kPieceBytes + s * 512);
-  }
-
-  if constexpr (kNorm) {
-    fetch_norm_weights(a.norm, a.k32 * 32, scratch + 2 * kNormScratch);
-    commit_copies();
   }
 
   // The ring: kSlots groups, filled with what follows the held pieces.
@@ -128,47 +121,33 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
     for (int s = 0; s < 2; ++s) all ^= held[i].r[s][0] ^ held[i].r[s][1] ^ held[i].r[s][2] ^ held[i].r[s][3];
   }
   if (all == 0x12345679u) __nanosleep(0);
-  [[maybe_unused]] float4 h[kNormVectors];
-  if constexpr (kNorm) {
-    fetch_first_row(a.norm, 0, a.k32 * 32, h);
-    wait_for_copies<kSlots>();
-  }
   wait_for_last_kernel();
   if (!a.release_early) release_next_kernel();
 
   // The input, in slot order in shared memory.
-  if constexpr (kNorm) {
-    residual_norm_rows(a.norm, scratch + 2 * kNormScratch, h, a.rows, a.k32 * 32, blockIdx.x == 0, scratch,
-                       [&](int row, int column, uint2 values) {
-                         *reinterpret_cast<uint2*>(x_shared + slot_bytes(row, column, a.rows)) = values;
-                       });
+  const int count = kProductWarps * kRun * a.rows * 4;  // of 16 bytes
+  uint4* to = reinterpret_cast<uint4*>(x_shared);
+  const int first_step = split * kProductWarps * kRun;
+  if (a.bulk_x) {
+    if (tid == 0) {
+      fetch_bulk(shared_address(x_shared), a.x + static_cast<int64_t>(first_step) * a.rows * 64,
+                 static_cast<uint32_t>(count * 16), x_arrived);
+    }
+  } else if (a.x_order == XOrder::kSlots) {
+    const uint4* x = reinterpret_cast<const uint4*>(a.x) + static_cast<int64_t>(first_step) * a.rows * 4;
+#pragma unroll 4
+    for (int i = tid; i < count; i += kProductThreads) to[i] = __ldcg(x + i);
   } else {
-    const int count = kProductWarps * kRun * a.rows * 4;  // of 16 bytes
-    uint4* to = reinterpret_cast<uint4*>(x_shared);
-    const int first_step = split * kProductWarps * kRun;
-    if (a.bulk_x) {
-      if (tid == 0) {
-        fetch_bulk(shared_address(x_shared), a.x + static_cast<int64_t>(first_step) * a.rows * 64,
-                   static_cast<uint32_t>(count * 16), x_arrived);
-      }
-    } else if (a.x_order == XOrder::kSlots) {
-      const uint4* x = reinterpret_cast<const uint4*>(a.x) + static_cast<int64_t>(first_step) * a.rows * 4;
 #pragma unroll 4
-      for (int i = tid; i < count; i += kProductThreads) to[i] = __ldcg(x + i);
-    } else {
-#pragma unroll 4
-      for (int i = tid; i < count; i += kProductThreads) {
-        const int part = i % 4, row = i / 4 % a.rows, step = i / 4 / a.rows;
-        const uint2* x = reinterpret_cast<const uint2*>(
-            a.x + (static_cast<int64_t>(row) * a.k32 + first_step + step) * 64 + part * 8);
-        to[i] = slots_from_natural(__ldcg(x), __ldcg(x + 4));
-      }
+    for (int i = tid; i < count; i += kProductThreads) {
+      const int part = i % 4, row = i / 4 % a.rows, step = i / 4 / a.rows;
+      const uint2* x = reinterpret_cast<const uint2*>(
+          a.x + (static_cast<int64_t>(row) * a.k32 + first_step + step) * 64 + part * 8);
+      to[i] = slots_from_natural(__ldcg(x), __ldcg(x + 4));
     }
   }
   __syncthreads();
-  if constexpr (!kNorm) {
-    if (a.bulk_x) wait_for_bulk(x_arrived);
-  }
+  if (a.bulk_x) wait_for_bulk(x_arrived);
   const int x_step = a.rows * 64;
   const uint8_t* x_lane = x_shared + warp * kRun * x_step + min(lane / 4, a.rows - 1) * 64 + lane % 4 * 16;
 
@@ -213,87 +192,60 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   }
 }
 
-template <TileFormat kFormat, int kRun, int kSlots, bool kNorm>
+template <TileFormat kFormat, int kRun>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  const auto kernel = few_rows_kernel<kFormat, kRun, kSlots, kNorm>;
+  const auto kernel = few_rows_kernel<kFormat, kRun>;
   static const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                           product_device().shared_per_block);
   if (allowed != cudaSuccess) return allowed;
-  a.bulk_x = !kNorm && a.bulk_x && a.x_order == XOrder::kSlots;
+  a.bulk_x = a.bulk_x && a.x_order == XOrder::kSlots;
   // Two blocks an SM; row tiles are dealt out so that the blocks of an SM (i and i + SMs) make up for each
   // other.
   a.block_rows = std::min(2 * product_device().sms / a.splits, a.row_tiles);
-  const LaunchShape shape{
-      .grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)),
-      .shared = FewRows<kFormat, kRun, kSlots>::shared_bytes(a.rows, kNorm ? a.k32 * 32 : 0),
-      .overlap = overlap};
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)),
+                          .shared = FewRows<kFormat, kRun>::shared_bytes(a.rows),
+                          .overlap = overlap};
   return launch_kernel<ProductArgs>(kernel, shape, stream, a);
 }
 
-// The deepest ring with which two blocks fit an SM: what is in flight is what hides the memory's latency.
-template <TileFormat kFormat, int kRun, bool kNorm>
-cudaError_t launch_deepest(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  const size_t half_sm = std::min(113 * 1024, product_device().shared_per_block);
-  const int hidden = kNorm ? a.k32 * 32 : 0;
-  static const int most = std::getenv("SLOTS") ? std::atoi(std::getenv("SLOTS")) : 4;
-  if (most >= 4 && FewRows<kFormat, kRun, 4>::shared_bytes(a.rows, hidden) <= half_sm) {
-    return launch<kFormat, kRun, 4, kNorm>(a, overlap, stream);
-  }
-  if (most >= 3 && FewRows<kFormat, kRun, 3>::shared_bytes(a.rows, hidden) <= half_sm) {
-    return launch<kFormat, kRun, 3, kNorm>(a, overlap, stream);
-  }
-  return launch<kFormat, kRun, 2, kNorm>(a, overlap, stream);
-}
-
-template <TileFormat kFormat>
-cudaError_t launch_format(ProductArgs& a, bool norm, bool overlap, cudaStream_t stream) {
-  switch (a.k32 / a.splits / kProductWarps) {
-    case 6:
-      return norm ? launch_deepest<kFormat, 6, true>(a, overlap, stream)
-                  : launch_deepest<kFormat, 6, false>(a, overlap, stream);
-    case 8:
-      return launch_deepest<kFormat, 8, false>(a, overlap, stream);
-    case 10:
-      return norm ? launch_deepest<kFormat, 10, true>(a, overlap, stream)
-                  : launch_deepest<kFormat, 10, false>(a, overlap, stream);
-    case 12:
-      return launch_deepest<kFormat, 12, false>(a, overlap, stream);
-    default:
-      return launch_deepest<kFormat, 16, false>(a, overlap, stream);
-  }
-}
-
-}  // namespace
-
-bool few_rows_fit(const ProductArgs& a, TileFormat format, bool norm) {
+// Calls act with the run's length in pieces, where a kernel for it exists.
+template <class Do>
+bool with_run(const ProductArgs& a, const Do& act) {
   const int run = a.k32 / a.splits / kProductWarps;
-  if (a.rows > 8 || run * a.splits * kProductWarps != a.k32) return false;
-  const bool f8 = format == TileFormat::kF8E4M3;
-  const auto fits = [&]<int kRun>() {
-    const int hidden = norm ? a.k32 * 32 : 0;
-    const size_t bytes = f8 ? FewRows<TileFormat::kF8E4M3, kRun, 2>::shared_bytes(a.rows, hidden)
-                            : FewRows<TileFormat::kBF16, kRun, 2>::shared_bytes(a.rows, hidden);
-    return bytes <= static_cast<size_t>(product_device().shared_per_block);
-  };
+  if (run * a.splits * kProductWarps != a.k32) return false;
   switch (run) {
     case 6:
-      return fits.template operator()<6>();
+      return act.template operator()<6>();
     case 8:
-      return !norm && fits.template operator()<8>();
+      return act.template operator()<8>();
     case 10:
-      return fits.template operator()<10>();
+      return act.template operator()<10>();
     case 12:
-      return !norm && fits.template operator()<12>();
+      return act.template operator()<12>();
     case 16:
-      return !norm && fits.template operator()<16>();
+      return act.template operator()<16>();
     default:
       return false;
   }
 }
 
-cudaError_t launch_few_rows(ProductArgs& a, TileFormat format, bool norm, bool overlap, cudaStream_t stream) {
-  return format == TileFormat::kF8E4M3 ? launch_format<TileFormat::kF8E4M3>(a, norm, overlap, stream)
-                                       : launch_format<TileFormat::kBF16>(a, norm, overlap, stream);
+template <TileFormat kFormat>
+bool launch_format(ProductArgs& a, bool overlap, cudaStream_t stream, cudaError_t& error) {
+  return with_run(a, [&]<int kRun>() {
+    const size_t bytes = FewRows<kFormat, kRun>::shared_bytes(a.rows);
+    if (bytes > static_cast<size_t>(product_device().shared_per_block)) return false;
+    error = launch<kFormat, kRun>(a, overlap, stream);
+    return true;
+  });
+}
+
+}  // namespace
+
+bool launch_few_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream,
+                     cudaError_t& error) {
+  if (a.rows > 8) return false;
+  return format == TileFormat::kF8E4M3 ? launch_format<TileFormat::kF8E4M3>(a, overlap, stream, error)
+                                       : launch_format<TileFormat::kBF16>(a, overlap, stream, error);
 }
 
 }  // namespace jewel::cuda

@@ -2,9 +2,8 @@
 // before (embedding, per-layer inputs) and after (sampling) is the backend's; attention's launch parameters
 // come filled from it too. Nothing is allocated and nothing owned: a call can be captured into a graph.
 //
-// Kernels of a layer: [residual + norm + qkv] [attention] [o] [residual + norm + gate-up + gelu] [down]
-// [residual + PLE gate + gelu] [PLE up]; the head's kernel takes the last layer's residual update and the
-// final norm. Beyond a few rows the three norms are kernels of their own.
+// Kernels of a layer: [residual + norm] [qkv] [attention] [o] [residual + norm] [gate-up + gelu] [down]
+// [residual] [PLE gate + gelu] [PLE up]; the head's norm takes the last layer's residual update.
 #pragma once
 
 #include <span>

@@ -276,19 +276,6 @@ __device__ __forceinline__ void fetch_first_row(const ResidualNorm& norm, int ro
   if (norm.y != nullptr) load_row(norm.h, row, hidden, h);
 }
 
-// All rows, one after another; h is the first row as fetch_first_row() left it. scratch: 2 x kNormScratch.
-template <class Store>
-__device__ __forceinline__ void residual_norm_rows(const ResidualNorm& norm, const float* weights,
-                                                   float4 (&h)[kNormVectors], int rows, int hidden,
-                                                   bool write_h, float* scratch, const Store& store) {
-  for (int row = 0; row < rows; ++row) {
-    if (row > 0 || norm.y == nullptr) load_row(norm.h, row, hidden, h);
-    // Two places in turn: readers of the last sums may be late.
-    residual_norm_row(norm, weights, h, row, rows, hidden, write_h, scratch + row % 2 * kNormScratch,
-                      [&](int column, uint2 values) { store(row, column, values); });
-  }
-}
-
 // Byte offset of the four values at `column` (a multiple of 4) of `row` in slot order.
 __device__ __forceinline__ int64_t slot_bytes(int row, int column, int rows) {
   return (int64_t{column / 32} * rows + row) * 64 + column % 16 / 4 * 16 + column % 32 / 16 * 8;
