@@ -2,11 +2,13 @@
 //
 //   engine_overhead [JSON_FILE]
 //
-// Two loads. "decode": N sequences that never end. "churn": N sequences at any moment, each of 64 tokens
-// after a prompt of 512 that shares half of its pages, so that every step admits, hashes nothing (the keys
-// come with the request, as from a client's thread), prefills, finishes and evicts. Time inside of the
-// backend is measured by itself and taken off; the sink appends to a vector. One thread, wall clock: the 50th
-// percentile is the figure, the 99th also holds what else ran on the machine.
+// Three loads. "decode": N sequences that never end. "long answers": the same, of 8,000 tokens that begin
+// together. "churn": N sequences at any moment, each of 64 tokens after a prompt of 512 that shares half of
+// its pages, so that every step admits (the keys of the prompt come with the request, as from a client's
+// thread), prefills, finishes, hashes the answer and evicts. Time inside of the backend is measured by itself
+// and taken off; the sink appends to a vector. One thread, wall clock. Of kRounds rounds the one with the
+// least 50th percentile counts: what else runs on the machine only adds. That percentile is the figure; the
+// 99th still holds some of the others' time.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -32,6 +34,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kVocabulary = 1 << 18;
 constexpr int kPrompt = 512, kShared = 256, kChurnAnswer = 64;
+constexpr int kRounds = 5;
 constexpr double kBarUs = 50;  // at 256 sequences
 
 double microseconds(Clock::duration time) {
@@ -129,7 +132,19 @@ double at(std::vector<double> values, double share) {
   return values[std::min(values.size() - 1, static_cast<size_t>(share * static_cast<double>(values.size())))];
 }
 
-enum class Load : uint8_t { kDecode, kChurn };
+enum class Load : uint8_t { kDecode, kLong, kChurn };
+
+const char* name_of(Load load) {
+  switch (load) {
+    case Load::kDecode:
+      return "decode";
+    case Load::kLong:
+      return "long answers";
+    case Load::kChurn:
+      return "churn";
+  }
+  return "";
+}
 
 Figures measure(Load load, int n_sequences, int n_steps) {
   FakeOptions options;
@@ -193,16 +208,21 @@ std::string processor() {
 int run(const char* json_file) {
   json::array list;
   bool met = true;
-  for (const Load load : {Load::kDecode, Load::kChurn}) {
+  for (const Load load : {Load::kDecode, Load::kLong, Load::kChurn}) {
     for (const int n : {1, 32, 256}) {
-      const Figures figures = measure(load, n, 3000);
+      Figures figures;
+      for (int round = 0; round < kRounds; ++round) {
+        Figures again = measure(load, n, load == Load::kLong ? 8000 : 3000);
+        if (round == 0 || at(again.scheduler_us, 0.5) < at(figures.scheduler_us, 0.5))
+          figures = std::move(again);
+      }
       const double p50 = at(figures.scheduler_us, 0.5), p99 = at(figures.scheduler_us, 0.99);
-      const std::string name = fmt::format("{}, {} sequences", load == Load::kDecode ? "decode" : "churn", n);
+      const std::string name = fmt::format("{}, {} sequences", name_of(load), n);
       fmt::print(
-          "{:<24} p50 {:>7.2f} us  p99 {:>7.2f} us  ({:.1f} tokens a step; {:.1f} us in the backend)\n", name,
+          "{:<28} p50 {:>7.2f} us  p99 {:>7.2f} us  ({:.1f} tokens a step; {:.1f} us in the backend)\n", name,
           p50, p99, figures.tokens_per_step, figures.backend_us);
-      const bool bar = load == Load::kDecode && n == 256;
-      if (bar) met = p50 <= kBarUs;
+      const bool bar = n == 256;
+      if (bar) met = met && p50 <= kBarUs;
       for (const auto& [which, value] : {std::pair{"p50", p50}, {"p99", p99}}) {
         json::object figure = {{"name", fmt::format("{}, {}", name, which)},
                                {"value", value},
@@ -215,7 +235,7 @@ int run(const char* json_file) {
       }
     }
   }
-  fmt::print("bar: {} us at 256 decoding sequences: {}\n", kBarUs, met ? "met" : "missed");
+  fmt::print("bar: {} us at 256 sequences: {}\n", kBarUs, met ? "met" : "missed");
   if (json_file == nullptr) return met ? 0 : 3;
   std::time_t now = std::time(nullptr);
   std::tm utc{};
@@ -230,8 +250,11 @@ int run(const char* json_file) {
       {"machine", fmt::format("one core of {}, a shared host; load average {:.1f} while it ran", processor(),
                               load_average)},
       {"settings",
-       {{"prompt_tokens", kPrompt}, {"shared_tokens", kShared}, {"churn_answer_tokens", kChurnAnswer}}},
-      {"ceilings", {{"decode, 256 sequences", kBarUs}}},
+       {{"prompt_tokens", kPrompt},
+        {"shared_tokens", kShared},
+        {"churn_answer_tokens", kChurnAnswer},
+        {"rounds", kRounds}}},
+      {"ceilings", {{"256 sequences", kBarUs}}},
       {"figures", std::move(list)}});
   file.close();
   if (file) return met ? 0 : 3;

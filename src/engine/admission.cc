@@ -15,8 +15,11 @@ constexpr int kMinSharedPages = 4;
 // A refused head of the line is looked at again after so many steps, if nothing was given back before:
 // sliding pages come free silently.
 constexpr uint64_t kBlockedSteps = 16;
-// Ids of an answer that have their place from the beginning; 16 KiB.
+// Ids of an answer that have their place from the beginning: 16 KiB, and in each slot a few more than in the
+// one before. Answers that began together and grow longer are then copied to a larger place in different
+// steps.
 constexpr int kReservedOutput = 4096;
+constexpr int kReservedMore = 16;
 
 // How many leading keys two chains have in common; since each key covers all before, one probe tells.
 int common_pages(std::span<const Digest> a, std::span<const Digest> b, int limit) {
@@ -135,9 +138,9 @@ Scheduler::Impl::Admission Scheduler::Impl::try_admit(Sequence& sequence) {
 bool Scheduler::Impl::should_wait_for_prefix(Sequence& sequence, int max_pages) {
   const std::vector<Digest>& keys = sequence.request.page_keys;
   int least = -1;  // pages; below it nobody is worth waiting for
-  for (Sequence* other : running_) {
-    if (other->n_collected >= other->n_prompt() || other->wants_prompt_logprobs() || !other->use_cache)
-      continue;
+  std::erase_if(prefilling_, [](const Sequence* other) { return other->n_collected >= other->n_prompt(); });
+  for (Sequence* other : prefilling_) {
+    if (other->wants_prompt_logprobs() || !other->use_cache) continue;
     const int shared = common_pages(keys, other->request.page_keys, max_pages);
     if (shared < kMinSharedPages) continue;
     if (least < 0) least = cache_.lookup(keys, max_pages).n_pages() + kMinSharedPages;
@@ -182,12 +185,13 @@ void Scheduler::Impl::start_running(Sequence& sequence) {
   free_slots_.pop_back();
   backend_.begin_sequence(sequence.slot, request.sampling, request.prompt, sequence.output);
   sequence.pages.reserve(pages_of(sequence.n_prompt() + request.max_tokens));
-  // Answers of many sequences grow together; so that they do not all move in the same step.
-  sequence.output.reserve(static_cast<size_t>(std::min(request.max_tokens, kReservedOutput)));
+  sequence.output.reserve(
+      static_cast<size_t>(std::min(request.max_tokens, kReservedOutput + kReservedMore * sequence.slot)));
   sequence.pages.grow_full(sequence.n_known());
   sequence.first_image = 0;
   sequence.state = Sequence::State::kRunning;
-  running_.insert(std::ranges::lower_bound(running_, &sequence, BeforeInLine()), &sequence);
+  for (std::vector<Sequence*>* line : {&running_, &prefilling_})
+    line->insert(std::ranges::lower_bound(*line, &sequence, BeforeInLine()), &sequence);
   if (sequence.admitted) return;
   sequence.admitted = true;
   sequence.admitted_at = now_;
@@ -237,7 +241,7 @@ bool Scheduler::Impl::swap_out(Sequence& victim) {
     log().warn("preemption: pages cannot be read, they will be computed again: {}", result.error().message);
     return false;
   }
-  for (const PrefixCache::Node* node : victim.path) swapped.serials.push_back(PrefixCache::serial(node));
+  for (const PrefixCache::Node* node : victim.path) swapped.serials.push_back(cache_.serial(node));
   swapped_bytes_ += swapped.bytes();
   victim.swapped = std::move(swapped);
   return true;

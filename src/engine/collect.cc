@@ -125,6 +125,8 @@ void Scheduler::Impl::take_token(Sequence& sequence, SampledToken& token) {
 void Scheduler::Impl::register_pages(Sequence& sequence, int n_pages) {
   const std::vector<Digest>& keys = sequence.request.page_keys;
   const size_t limit = std::min(static_cast<size_t>(std::max(0, n_pages)), keys.size());
+  if (sequence.path.size() < limit)
+    cache_.prefetch(std::span(keys).first(limit).subspan(sequence.path.size()));
   while (sequence.path.size() < limit) {
     const size_t i = sequence.path.size();
     cache_.extend(sequence.path, keys[i], sequence.pages.full()[i]);

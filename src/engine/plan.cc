@@ -4,6 +4,11 @@
 #include "engine/scheduler_impl.h"
 
 namespace jewel {
+namespace {
+
+constexpr size_t kAhead = 4;  // sequences whose memory is asked for before their turn
+
+}  // namespace
 
 Scheduler::Impl::Plan Scheduler::Impl::plan() {
   Step& step = steps_[static_cast<size_t>(parity())];
@@ -14,6 +19,7 @@ Scheduler::Impl::Plan Scheduler::Impl::plan() {
   // Planning a row may end its sequence, or preempt the last ones: then running_[i] is another, or none.
   const auto plan_rows = [&](auto&& plan_row) {
     for (size_t i = 0; i < running_.size() && budget > 0;) {
+      if (i + kAhead < running_.size()) running_[i + kAhead]->prefetch();
       const Outcome outcome = plan_row(*running_[i]);
       if (outcome == Outcome::kShort) return false;
       if (outcome == Outcome::kGood) ++i;

@@ -16,15 +16,19 @@
 // use + the time it took to return before), except those that are overdue by twice that time, which are
 // taken for dead and go first.
 //
+// Every operation takes a time that depends on the pages it is about and on the logarithm of what is cached,
+// never on all of it: nodes are found by engine/digest_index.h; what goes next is known by
+// engine/eviction_order.h; that a checkpoint is dead is noticed by a hand that goes round with each eviction.
+//
 // One thread, the engine's. Time is counted in lookups. The pools must outlive the cache.
 #pragma once
 
-#include <cstring>
-#include <deque>
 #include <memory>
-#include <unordered_map>
 #include <vector>
 
+#include "engine/digest_index.h"
+#include "engine/evicted_keys.h"
+#include "engine/eviction_order.h"
 #include "engine/pages.h"
 #include "engine/request.h"
 
@@ -55,6 +59,8 @@ class PrefixCache {
   // The sequence goes on from this hit (or from nothing): its checkpoint was used, a lookup has passed.
   void note_use(Hit& hit, std::span<const Digest> keys, int max_pages);
 
+  // These pages are added or found in a moment; saves waiting for memory one page at a time.
+  void prefetch(std::span<const Digest> keys) const;
   // Adds the page after `path` (computed, never to be written again) or finds the one that is there, holds
   // it, and appends it to the path.
   void extend(std::vector<Node*>& path, const Digest& key, PageId full_page);
@@ -70,7 +76,7 @@ class PrefixCache {
   void let_go(std::vector<Node*>& path);
 
   // Which node this is, never reused: pages of a node with the same serial hold the same bytes.
-  static uint64_t serial(const Node* node);
+  uint64_t serial(const Node* node) const;
   // The cached nodes that match `serials` and `keys` from the first page on, as a hit without sliding pages.
   std::vector<Node*> find_same(std::span<const Digest> keys, std::span<const uint64_t> serials) const;
   void take_full(std::span<Node* const> path, SequencePages& pages);
@@ -79,22 +85,20 @@ class PrefixCache {
   bool evict(LayerType pool);
   void clear();
 
-  int n_nodes() const { return static_cast<int>(nodes_.size()); }
+  int n_nodes() const { return static_cast<int>(index_.size()); }
   int n_checkpoints() const { return static_cast<int>(checkpoints_.size()); }
-  bool thrashing() const { return ghost_share_ > 0.5; }
+  bool thrashing() const { return thrashing_; }
 
-  // Asserts that nodes, checkpoints and the pools' kept pages agree. O(nodes).
+  // Asserts that nodes, checkpoints and the pools' kept pages agree. O(pages).
   void check_books() const;
 
  private:
-  struct KeyHash {
-    size_t operator()(const Digest& key) const {
-      size_t value = 0;
-      std::memcpy(&value, key.data(), sizeof(value));  // a piece of SHA-256 is as good a hash as any
-      return value;
-    }
+  static constexpr uint32_t kRoot = 0xffffffff;
+  // What few operations ask of a node.
+  struct Name {
+    Digest key;
+    uint64_t serial;
   };
-  // Flat, because eviction reads all of them.
   struct Checkpoint {
     Node* node = nullptr;
     uint64_t last_used = 0;
@@ -103,27 +107,41 @@ class PrefixCache {
     bool superseded = false;
   };
 
+  uint32_t number(const Node* node) const;
+  Node* parent(const Node* node) const;
   Node* find(const Digest& key) const;
+  Node* make_node(const Digest& key, Node* parent, PageId full_page);
+  void hold(Node* node);
   int window_pages(int n_pages) const;
-  int match(std::span<const Digest> keys, int max_pages) const;
   void note_return(bool resident, uint64_t distance);
   void remove_checkpoint(size_t index, bool remember);
   void drop_unneeded(Node* node);
-  double worth(const Checkpoint& checkpoint) const;
-  bool can_free_full(const Node& node) const;
+  uint64_t rank(const Checkpoint& checkpoint) const;
+  void rank_again(size_t index);
+  void rank_again(const Node* node);
+  void look_for_dead();
+  static bool can_free_full(const Node& node);
 
   PagePool& full_pool_;
   PagePool& sliding_pool_;
   int sliding_window_;
   uint64_t clock_ = 0;  // lookups
   uint64_t next_serial_ = 1;
-  std::unordered_map<Digest, std::unique_ptr<Node>, KeyHash> nodes_;
-  std::vector<Checkpoint> checkpoints_;
 
-  std::unordered_map<Digest, uint64_t, KeyHash> ghosts_;  // key of an evicted checkpoint → last use
-  std::deque<Digest> ghost_order_;
-  double ghost_share_ = 0;     // of the last returns, those that came too late
+  std::unique_ptr<Node[]> nodes_;
+  std::unique_ptr<Name[]> names_;  // by number, as nodes_
+  uint32_t n_nodes_made_ = 0;      // places in nodes_ that were ever used
+  std::vector<uint32_t> free_nodes_;
+  DigestIndex index_;  // numbers of nodes by key
+  std::vector<Checkpoint> checkpoints_;
+  EvictionOrder full_order_, sliding_order_;  // of checkpoints_
+  size_t hand_ = 0;                           // in checkpoints_
+
+  EvictedKeys evicted_;
+  double late_share_ = 0;      // of the last returns, those that came too late
   double usual_distance_ = 0;  // of the last returns
+  bool thrashing_ = false;
+  std::vector<PageId> full_scratch_, sliding_scratch_;
 };
 
 }  // namespace jewel

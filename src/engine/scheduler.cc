@@ -212,6 +212,7 @@ void Scheduler::Impl::leave_line(Sequence& sequence) {
     JEWEL_CHECK(at != running_.end() && *at == &sequence, "sequence {} is not in its place",
                 sequence.request.id);
     running_.erase(at);
+    std::erase(prefilling_, &sequence);
   }
 }
 

@@ -108,7 +108,8 @@ class Scheduler::Impl {
 
   std::unordered_map<SequenceId, std::unique_ptr<Sequence>> live_;
   std::set<Sequence*, BeforeInLine> waiting_;
-  std::vector<Sequence*> running_;  // in the order of the line
+  std::vector<Sequence*> running_;     // in the order of the line
+  std::vector<Sequence*> prefilling_;  // those of running_ whose prompt is not done; also a few that are
   std::vector<SlotId> free_slots_;
   std::array<Step, 2> steps_;
   uint64_t n_submitted_steps_ = 0;

@@ -83,6 +83,15 @@ struct Sequence {
   EngineTime added_at{}, admitted_at{}, first_token_at{}, last_token_at{};
   SequenceStats stats;
 
+  // What every step looks at, and nobody has looked at since the last one.
+  void prefetch() const {
+    __builtin_prefetch(&request.prompt);
+    __builtin_prefetch(&request.max_tokens);
+    __builtin_prefetch(&output);
+    __builtin_prefetch(&n_in_flight);
+    __builtin_prefetch(&pages);
+  }
+
   int n_prompt() const { return static_cast<int>(request.prompt.size()); }
   int n_known() const { return n_prompt() + static_cast<int>(output.size()); }
   bool prefilling() const { return n_submitted < n_prompt(); }
