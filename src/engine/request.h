@@ -135,6 +135,7 @@ class SequenceSink {
   // is looked for on another thread ends it by cancel(), and tokens after it are the caller's to drop.)
   virtual Continue on_token(const TokenEvent& event) = 0;
   // Once, for the whole prompt: token[i] is of prompt[i + 1]; top has one more entry, for the first id after.
+  // By value: whoever wants them keeps them. NOLINTNEXTLINE(performance-unnecessary-value-param)
   virtual void on_prompt_logprobs(SequenceId /*sequence*/, PromptLogprobs /*logprobs*/) {}
   virtual void on_finished(const Finished& finished) = 0;
 };
