@@ -50,7 +50,7 @@ run_step() {  # name, command…
   if (( status == 124 )); then result="stopped after $limit s"; elif (( status )); then result="failed ($status)"; fi
   # What a test printed of its figures; all of it where it failed.
   grep -hE '^(distance|[a-z0-9]+ [a-z]+: logits|[a-z0-9]+: [0-9]+ stages|KV |[0-9]+ of |=+ ERROR SUMMARY|=+ RACECHECK)' "$logs/$name"
-  if (( status )); then failed=1; grep -hE 'Failure|FAILED|error|ERROR|Expected|actual|Which|=====' "$logs/$name" | tail -n 60; fi
+  if (( status )); then failed=1; grep -hE 'Failure|FAILED|^CUDA:|error|ERROR|Expected|actual|Which|=====' "$logs/$name" | tail -n 60; fi
   rows+=("$(printf '%-10s %-24s %7s s' "$name" "$result" "$seconds")")
   figures+=("{\"name\": \"$name\", \"value\": $seconds, \"unit\": \"s\", \"passed\": $([ "$result" = ok ] && echo true || echo false)}")
 }
@@ -77,7 +77,7 @@ export programs
 export -f answers
 run_step answer bash -c answers
 
-printf '\n%s\n' "${device:-no device}"
+printf '\n%s\n' "${device:-no NVIDIA device}"
 printf '%s\n' "${rows[@]}"
 mkdir -p "$(dirname "$json")"
 {
