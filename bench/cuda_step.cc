@@ -4,15 +4,25 @@
 //
 //   cuda_step [--head-bf16] [--kv-bf16] [--bf16] [--prefill-fp8] [--portable] [--ple-host] [--no-graphs]
 //   [--quick]
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+#include <fmt/chrono.h>
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <boost/json/array.hpp>
+#include <boost/json/object.hpp>
 #include <chrono>
 #include <cstdlib>
+#include <ctime>
+#include <fstream>
 #include <string>
+#include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "backend/cuda/cuda_backend.h"
+#include "model/json_text.h"
 #include "random_model.h"
 
 namespace jewel {
@@ -26,8 +36,80 @@ double seconds_since(Clock::time_point start) {
 struct Flags {
   bool head_bf16 = false, kv_bf16 = false, bf16 = false, prefill_fp8 = false, portable = false,
        ple_host = false;
-  bool no_graphs = false, quick = false;
+  bool no_graphs = false, quick = false, no_prefill = false;
+  int joules = 0;
+  std::string json;
 };
+
+// One line on stdout and one object in the file.
+class Figures {
+ public:
+  struct Ceiling {
+    double value;
+    std::string what;
+  };
+  void add(const std::string& name, double value, const std::string& unit, const Ceiling& ceiling = {},
+           int n = 1, double spread = 0) {
+    fmt::print("{:<52} {:>10.4g} {}", name, value, unit);
+    if (ceiling.value > 0) fmt::print("   ({}: {:.4g})", ceiling.what, ceiling.value);
+    if (n > 1) fmt::print("   n = {}, spread {:.2g}", n, spread);
+    fmt::print("\n");
+    boost::json::object figure{{"name", name}, {"value", value}, {"unit", unit}, {"n", n}};
+    if (ceiling.value > 0) {
+      figure["ceiling"] = ceiling.value;
+      figure["ceiling_is"] = ceiling.what;
+    }
+    if (n > 1) figure["spread"] = spread;
+    figures_.push_back(std::move(figure));
+  }
+  const boost::json::array& all() const { return figures_; }
+
+ private:
+  boost::json::array figures_;
+};
+
+// NVML's counter of the card's energy, in millijoules; it advances in ticks of about 100 ms.
+class EnergyCounter {
+ public:
+  EnergyCounter() {
+    void* library = ::dlopen("libnvidia-ml.so.1", RTLD_NOW);
+    if (!library) return;
+    const auto init = reinterpret_cast<int (*)()>(::dlsym(library, "nvmlInit_v2"));
+    const auto handle =
+        reinterpret_cast<int (*)(unsigned, void**)>(::dlsym(library, "nvmlDeviceGetHandleByIndex_v2"));
+    total_ = reinterpret_cast<int (*)(void*, unsigned long long*)>(
+        ::dlsym(library, "nvmlDeviceGetTotalEnergyConsumption"));
+    if (!init || !handle || !total_ || init() != 0 || handle(0, &device_) != 0) total_ = nullptr;
+  }
+  bool good() const { return total_ != nullptr; }
+  unsigned long long millijoules() const {
+    unsigned long long value = 0;
+    return total_ && total_(device_, &value) == 0 ? value : 0;
+  }
+
+ private:
+  int (*total_)(void*, unsigned long long*) = nullptr;
+  void* device_ = nullptr;
+};
+
+// GB/s of reading device memory: a large copy on the device, bytes read and written counted.
+double copy_rate() {
+  constexpr size_t kBytes = size_t{4} << 30;
+  void *from = nullptr, *to = nullptr;
+  if (cudaMalloc(&from, kBytes) != cudaSuccess || cudaMalloc(&to, kBytes) != cudaSuccess) return 0;
+  cudaMemset(from, 0x5a, kBytes);
+  double best = 1e9;
+  for (int i = 0; i < 6; ++i) {
+    cudaDeviceSynchronize();
+    const Clock::time_point start = Clock::now();
+    cudaMemcpyAsync(to, from, kBytes, cudaMemcpyDeviceToDevice, nullptr);
+    cudaDeviceSynchronize();
+    best = std::min(best, seconds_since(start));
+  }
+  cudaFree(from);
+  cudaFree(to);
+  return 2.0 * static_cast<double>(kBytes) / best;
+}
 
 template <typename T>
 T must(Result<T> result) {
@@ -112,6 +194,37 @@ class Bench {
     return seconds_since(start);
   }
 
+  // Millijoules and tokens of at least `seconds` of decoding, from tick to tick of the counter. Positions go
+  // round in [position, position + 512).
+  std::pair<double, double> energy(const EnergyCounter& counter, int n_sequences, int position,
+                                   double seconds) {
+    unsigned long long first = counter.millijoules(), begin = 0, last = 0;
+    Clock::time_point start{};
+    double tokens = 0, tokens_at_last = 0;
+    bool in_flight = false;
+    for (int t = 0;; ++t) {
+      std::vector<StepChunk> step;
+      for (int s = 0; s < n_sequences; ++s) step.push_back(chunk(s, position + t % 512, {}, true));
+      backend_.submit(step);
+      if (in_flight) must(backend_.collect());
+      in_flight = true;
+      tokens += n_sequences;
+      const unsigned long long now = counter.millijoules();
+      if (begin == 0) {
+        if (now == first) continue;
+        begin = last = now;
+        start = Clock::now();
+        tokens = 0;
+      } else if (now != last) {
+        last = now;
+        tokens_at_last = tokens;
+        if (seconds_since(start) >= seconds) break;
+      }
+    }
+    must(backend_.collect());
+    return {static_cast<double>(last - begin), tokens_at_last};
+  }
+
   // Seconds a step, the median, one step ahead.
   double decode(int n_sequences, int position, int n_steps) {
     std::vector<double> times;
@@ -176,23 +289,47 @@ void measure(const Flags& flags) {
   const Clock::time_point opening = Clock::now();
   auto backend = must(make_cuda_backend(model->config, model->weights, options));
   const CudaMemory memory = backend->memory();
-  fmt::print("{}: opened in {:.2f} s; weights {:.2f} GB on the device, {:.2f} GB on the host\n",
-             backend->info().name, seconds_since(opening), static_cast<double>(memory.weights_bytes) / 1e9,
-             static_cast<double>(memory.host_bytes) / 1e9);
-  const double read_rate = 4.6e12;
+  const double opened_s = seconds_since(opening);
+  fmt::print("{}\n", backend->info().name);
+  Figures out;
+  const double read_rate = copy_rate();
   const double bytes = bytes_per_token(model->weights, options.head_fp8);
-  fmt::print("a token reads {:.3f} GB; at 4.6 TB/s {:.3f} ms\n", bytes / 1e9, bytes / read_rate * 1e3);
+  const Figures::Ceiling floor{bytes / read_rate * 1e3, "ms that the weights' bytes take at the copy rate"};
+  out.add("device memory, a large copy", read_rate / 1e12, "TB/s");
+  out.add("weights that a token reads", bytes / 1e9, "GB");
+  out.add("opening, from mapped weights to the first step", opened_s, "s");
+  out.add("weights on the device", static_cast<double>(memory.weights_bytes) / 1e9, "GB");
 
   const auto tokens = random_tokens(model->config, 20'000, 1);
   {
     Bench bench(*backend, 128, 2048);
-    SamplingParams sampled{.temperature = 1, .top_k = 64, .top_p = 0.95};
+    const SamplingParams sampled{.temperature = 1, .top_k = 64, .top_p = 0.95};
     for (int s = 0; s < 128; ++s) bench.begin(s, sampled);
     bench.prefill(128, std::span(tokens).first(512));
     for (const int n : {1, 2, 4, 8, 16, 32, 64, 100}) {
       bench.decode(n, 512, 20);
-      const double step = bench.decode(n, 532, flags.quick ? 60 : 200);
-      fmt::print("decode {:3} x 512 context: {:.3f} ms a step, {:.0f} tok/s\n", n, step * 1e3, n / step);
+      const int n_steps = flags.quick ? 60 : 200;
+      const double step = bench.decode(n, 532, n_steps);
+      out.add(fmt::format("decode, batch {}, 512 context, a step", n), step * 1e3, "ms", floor, n_steps);
+      out.add(fmt::format("decode, batch {}, 512 context", n), n / step, "tok/s");
+    }
+    const EnergyCounter counter;
+    for (const int n : {1, 32}) {
+      if (flags.joules == 0) break;
+      if (!counter.good()) {
+        fmt::print("joules: no NVML on this machine\n");
+        break;
+      }
+      std::vector<double> joules;
+      for (int i = 0; i < flags.joules; ++i) {
+        const auto [millijoules, n_tokens] = bench.energy(counter, n, 512, 10);
+        joules.push_back(millijoules / 1e3 / n_tokens);
+      }
+      std::ranges::sort(joules);
+      const double median = joules[joules.size() / 2];
+      out.add(fmt::format("decode, batch {}, 512 to 1,024 context, energy", n), median, "J/token",
+              {bytes * 146e-12 / n, "J that reading the weights takes at 146 pJ a byte"}, flags.joules,
+              (joules.back() - joules.front()) / median);
     }
     for (int s = 0; s < 128; ++s) bench.end(s);
   }
@@ -205,23 +342,27 @@ void measure(const Flags& flags) {
       bench.decode(1, context, 20);
       const double step = bench.decode(1, context + 20, 100);
       if (base == 0) base = step;
-      fmt::print("decode 1 x {:5} context, greedy: {:.3f} ms a step, {:+.1f} %\n", context, step * 1e3,
-                 100 * (step / base - 1));
+      out.add(fmt::format("decode, batch 1, greedy, {} context, a step", context), step * 1e3, "ms", floor,
+              100);
+      if (context > 512) out.add(fmt::format("the same, over 512 context"), 100 * (step / base - 1), "%");
     }
     bench.end(0);
   }
-  {
+  if (!flags.no_prefill) {
     Bench bench(*backend, 64, 2048);
     for (int s = 0; s < 64; ++s) bench.begin(s, {.temperature = 0});
     bench.prefill(8, std::span(tokens).first(2048));
     const double s = bench.prefill(64, std::span(tokens).first(2048));
-    fmt::print("prefill 64 x 2048: {:.0f} tok/s\n", 64 * 2048 / s);
-    double first = 1e9;
-    for (int i = 0; i < 10; ++i) first = std::min(first, bench.prefill(1, std::span(tokens).first(350)));
-    fmt::print("350-token prompt to first token: {:.2f} ms (best of 10)\n", first * 1e3);
+    out.add("prefill, 64 x 2,048", 64 * 2048 / s, "tok/s");
+    std::vector<double> first, image_first;
+    for (int i = 0; i < 11; ++i) first.push_back(bench.prefill(1, std::span(tokens).first(350)));
+    const auto median = [](std::vector<double> values) {
+      std::ranges::sort(values);
+      return values[values.size() / 2];
+    };
+    out.add("350-token prompt to first token, in process", median(first) * 1e3, "ms", {0, {}}, 11);
     const ImagePatches image = random_image(model->config, 42, 60, 1);
-    double image_s = 1e9;
-    for (int i = 0; i < 10; ++i) {
+    for (int i = 0; i < 11; ++i) {
       const Clock::time_point start = Clock::now();
       const FeatureId feature = must(backend->encode_image(image));
       const std::vector<TokenId> ids(280, RandomModel::kImageToken);
@@ -230,12 +371,29 @@ void measure(const Flags& flags) {
       chunk.soft_tokens = {&run, 1};
       backend->submit({&chunk, 1});
       must(backend->collect());
-      image_s = std::min(image_s, seconds_since(start));
+      image_first.push_back(seconds_since(start));
       backend->release_feature(feature);
     }
-    fmt::print("image of 2,520 patches and its 280 tokens to first token: {:.2f} ms (best of 10)\n",
-               image_s * 1e3);
+    out.add("2,520 patches and their 280 tokens to first token", median(image_first) * 1e3, "ms", {0, {}},
+            11);
   }
+  if (flags.json.empty()) return;
+  const std::time_t now = std::time(nullptr);
+  const boost::json::object file{
+      {"what", "steps of the CUDA backend, a model of E4B's shapes with random weights"},
+      {"date", fmt::format("{:%Y-%m-%d}", fmt::gmtime(now))},
+      {"version", JEWEL_VERSION},
+      {"machine", backend->info().name},
+      {"settings",
+       boost::json::object{{"weights", flags.bf16 ? "BF16" : "FP8 in the decoder's layers, BF16 elsewhere"},
+                           {"head", options.head_fp8 ? "FP8" : "BF16"},
+                           {"kv", flags.kv_bf16 ? "BF16" : "FP8"},
+                           {"prefill_activations", flags.prefill_fp8 ? "FP8" : "BF16"},
+                           {"ple", flags.ple_host ? "host" : "device"},
+                           {"kernels", flags.portable ? "portable" : "sm_90a"},
+                           {"sampling", "temperature 1, top_k 64, top_p 0.95, unless greedy is said"}}},
+      {"figures", out.all()}};
+  std::ofstream(flags.json) << pretty_json(file);
 }
 
 }  // namespace
@@ -261,6 +419,12 @@ int main(int argc, char** argv) {
       flags.no_graphs = true;
     else if (flag == "--quick")
       flags.quick = true;
+    else if (flag == "--no-prefill")
+      flags.no_prefill = true;
+    else if (flag == "--joules" && i + 1 < argc)
+      flags.joules = std::atoi(argv[++i]);
+    else if (flag == "--json" && i + 1 < argc)
+      flags.json = argv[++i];
     else {
       fmt::print(stderr, "cuda_step: unknown flag {}\n", flag);
       return 2;

@@ -31,7 +31,8 @@ class Builder {
     for (int64_t n : shape) count *= n;
     const size_t bytes = static_cast<size_t>(count) * dtype_bytes(dtype);
     std::vector<std::byte>& memory = storage_.emplace_back(bytes);
-    const size_t period = options_.repeat_values ? size_t{1} << 16 : static_cast<size_t>(count);
+    // A prime: rows of a repeated table differ all the same.
+    const size_t period = options_.repeat_values ? size_t{524287} : static_cast<size_t>(count);
     for (size_t i = 0; i < std::min(period, static_cast<size_t>(count)); ++i) {
       const float value = normal(deviation);
       if (dtype == DType::kF32) std::memcpy(&memory[i * 4], &value, 4);

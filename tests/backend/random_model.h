@@ -43,7 +43,7 @@ struct RandomModelOptions {
   // FP8 only where published checkpoints have it: q, k, v, o, gate, up and down of the decoder's layers.
   bool fp8_as_published = false;
   uint64_t seed = 1;
-  bool repeat_values = false;  // large tensors repeat their first 65536 values: for measuring speed
+  bool repeat_values = false;  // large tensors repeat their first 524287 values: for measuring speed
 };
 
 struct RandomModel {

@@ -44,7 +44,13 @@ __device__ uint64_t best_of_row(const float* logits, int vocab, uint64_t* scratc
   return block_max(best, scratch);
 }
 
+// Amounts by digit, in 32 copies: of random logits nearly all have the same first digit, and additions to one
+// address go one by one.
+constexpr int kCopies = 32;
+constexpr size_t kHistogramBytes = size_t{256} * kCopies * sizeof(unsigned long long);
+
 struct Histogram {
+  unsigned long long* copies;  // [256][kCopies], dynamic shared memory
   unsigned long long amount[256];
   int digit;
   unsigned long long above;
@@ -59,12 +65,21 @@ __device__ uint32_t select_key(const float* logits, int vocab, uint32_t floor, u
   above = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
     __syncthreads();
-    if (threadIdx.x < 256) histogram.amount[threadIdx.x] = 0;
+    for (int i = threadIdx.x; i < 256 * kCopies; i += kThreads) histogram.copies[i] = 0;
     __syncthreads();
     for (int i = threadIdx.x; i < vocab; i += kThreads) {
       const uint32_t key = key_of(logits[i]);
-      if (key >= floor && (key & mask) == prefix)
-        atomicAdd(&histogram.amount[key >> shift & 255], amount_of(i));
+      if (key >= floor && (key & mask) == prefix) {
+        atomicAdd(&histogram.copies[(key >> shift & 255) * kCopies + threadIdx.x % kCopies], amount_of(i));
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x < 256) {
+      unsigned long long sum = 0;
+      for (int c = 0; c < kCopies; ++c) {
+        sum += histogram.copies[threadIdx.x * kCopies + (c + threadIdx.x) % kCopies];
+      }
+      histogram.amount[threadIdx.x] = sum;
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -125,9 +140,12 @@ __global__ void __launch_bounds__(kThreads) sample_rows(SampleRows s) {
   __shared__ int ties[kThreads];
   __shared__ Histogram histogram;
   __shared__ int picked;
+  extern __shared__ unsigned long long copies[];
   const int row = static_cast<int>(blockIdx.x), slot = s.slots[row];
   if (s.positions[row] < 0) return;
   if (s.workspace != nullptr && !asks_general_way(s, row)) return;
+  if (threadIdx.x == 0) histogram.copies = copies;
+  __syncthreads();
   const SlotSampling p = s.sampling[slot];
   float* logits = s.logits + static_cast<int64_t>(row) * s.vocab;
   adjust_row(s, p, row, logits);
@@ -292,7 +310,10 @@ cudaError_t launch_sample_rows(const SampleRows& sample, cudaStream_t stream) {
     const cudaError_t error = launch_sample_parts(rows, stream);
     if (error != cudaSuccess) return error;
   }
-  sample_rows<<<static_cast<unsigned>(rows.n), kThreads, 0, stream>>>(rows);
+  static const cudaError_t raised = cudaFuncSetAttribute(
+      sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kHistogramBytes));
+  if (raised != cudaSuccess) return raised;
+  sample_rows<<<static_cast<unsigned>(rows.n), kThreads, kHistogramBytes, stream>>>(rows);
   return cudaGetLastError();
 }
 
