@@ -5,6 +5,8 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
+#include <string>
+#include <vector>
 
 #include "base/result.h"
 
@@ -22,6 +24,12 @@ Command add_inspect_command(CLI::App& app);
 Command add_quantize_command(CLI::App& app);
 Command add_bench_command(CLI::App& app);
 Command add_pull_command(CLI::App& app);
+
+// `serve` reads its own words, because its flags are vLLM's and stand in files too; the subcommand is there
+// for
+// --help.
+void add_serve_command(CLI::App& app);
+int serve(const std::vector<std::string>& arguments);
 
 // Prints "jewel: error: …" on stderr; returns kExitError.
 int report(const Error& error);

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <cstdio>
+#include <string_view>
 
 #include "cli/commands.h"
 
@@ -41,6 +42,7 @@ std::function<void(size_t, size_t)> loading_progress(const std::string& what) {
 }  // namespace jewel
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == "serve") return jewel::serve({argv + 2, argv + argc});
   CLI::App app("Jewel serves Gemma 4: text and images in, text out.", "jewel");
   app.set_version_flag("--version", "jewel " JEWEL_VERSION);
   app.require_subcommand(1);
@@ -49,6 +51,7 @@ int main(int argc, char** argv) {
       "Examples:\n"
       "  jewel run models/jewel-demo \"Who are you?\"\n"
       "  jewel run models/jewel-demo --image cat.jpg \"What does it say?\"\n"
+      "  jewel serve models/jewel-demo --host 127.0.0.1\n"
       "  jewel inspect models/jewel-demo\n"
       "\n"
       "jewel COMMAND --help tells what a command can do.");
@@ -56,6 +59,7 @@ int main(int argc, char** argv) {
   const jewel::Command inspect = jewel::add_inspect_command(app);
   const jewel::Command quantize = jewel::add_quantize_command(app);
   const jewel::Command bench = jewel::add_bench_command(app);
+  jewel::add_serve_command(app);
   const jewel::Command pull = jewel::add_pull_command(app);
   try {
     app.parse(argc, argv);

@@ -177,7 +177,7 @@ asio::awaitable<Connection::Next> Connection::one_request() {
     co_await send_trouble(*parser.trouble());
     co_return Next::kLinger;
   }
-  HttpRequest request = parser.take_head();
+  ServerRequest request = parser.take_head();
   const std::string* id = request.header("X-Request-Id");
   request.id = id != nullptr && is_plain_id(*id) ? *id : new_request_id();
   request_id_ = request.id;
@@ -244,7 +244,7 @@ asio::awaitable<bool> Connection::read_head(RequestParser& parser) {
 }
 
 // False: it was answered with an error, or the client is gone.
-asio::awaitable<bool> Connection::read_body(RequestParser& parser, HttpRequest& request, BodyBytes& bytes,
+asio::awaitable<bool> Connection::read_body(RequestParser& parser, ServerRequest& request, BodyBytes& bytes,
                                             size_t max_bytes) {
   if (parser.done()) co_return true;
   const uint64_t length = parser.content_length().value_or(0);
@@ -289,11 +289,11 @@ asio::awaitable<bool> Connection::read_body(RequestParser& parser, HttpRequest& 
   co_return true;
 }
 
-asio::awaitable<bool> Connection::answer(HttpRequest request, bool& keep_alive, bool old_client) {
+asio::awaitable<bool> Connection::answer(ServerRequest request, bool& keep_alive, bool old_client) {
   const bool head_only = request.method == "HEAD";
   Reply reply = handler_.handle(std::move(request));
   keep_alive = keep_alive && !table_->draining;
-  if (const auto* whole = std::get_if<HttpResponse>(&reply))
+  if (const auto* whole = std::get_if<ServerResponse>(&reply))
     co_return co_await send(*whole, keep_alive, head_only);
   PendingReply& pending = *std::get<std::unique_ptr<PendingReply>>(reply);
   pending.start([waker = std::weak_ptr<Waker>(waker_)] {
@@ -343,14 +343,14 @@ asio::awaitable<bool> Connection::answer_pending(PendingReply& reply, bool head_
   }
 }
 
-asio::awaitable<bool> Connection::send(const HttpResponse& response, bool keep_alive, bool head_only) {
+asio::awaitable<bool> Connection::send(const ServerResponse& response, bool keep_alive, bool head_only) {
   const std::string bytes = response_bytes(
       response, {.keep_alive = keep_alive, .body_allowed = !head_only, .request_id = request_id_});
   co_return co_await write(bytes);
 }
 
 asio::awaitable<bool> Connection::send_trouble(const RequestParser::Trouble& trouble) {
-  HttpResponse response = handler_.trouble(trouble.status, trouble.message);
+  ServerResponse response = handler_.trouble(trouble.status, trouble.message);
   if (trouble.status == 503) response.headers.push_back({.name = "Retry-After", .value = "1"});
   co_return co_await send(response, false, false);
 }

@@ -62,13 +62,13 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   asio::awaitable<Next> one_request();
   asio::awaitable<bool> read_head(RequestParser& parser);
-  asio::awaitable<bool> read_body(RequestParser& parser, HttpRequest& request, BodyBytes& bytes,
+  asio::awaitable<bool> read_body(RequestParser& parser, ServerRequest& request, BodyBytes& bytes,
                                   size_t max_bytes);
   asio::awaitable<bool> read_more(bool& timed_out);
-  asio::awaitable<bool> answer(HttpRequest request, bool& keep_alive, bool old_client);
+  asio::awaitable<bool> answer(ServerRequest request, bool& keep_alive, bool old_client);
   asio::awaitable<bool> answer_pending(PendingReply& reply, bool head_only, bool& keep_alive,
                                        bool old_client);
-  asio::awaitable<bool> send(const HttpResponse& response, bool keep_alive, bool head_only);
+  asio::awaitable<bool> send(const ServerResponse& response, bool keep_alive, bool head_only);
   asio::awaitable<bool> send_trouble(const RequestParser::Trouble& trouble);
   asio::awaitable<bool> write(std::string_view bytes);
   asio::awaitable<void> linger();

@@ -15,7 +15,7 @@ bool equal_without_case(std::string_view a, std::string_view b) {
   return std::ranges::equal(a, b, [](char x, char y) { return lower(x) == lower(y); });
 }
 
-const std::string* HttpRequest::header(std::string_view name) const {
+const std::string* ServerRequest::header(std::string_view name) const {
   const auto found =
       std::ranges::find_if(headers, [&](const HttpHeader& h) { return equal_without_case(h.name, name); });
   return found == headers.end() ? nullptr : &found->value;

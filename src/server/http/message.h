@@ -1,5 +1,6 @@
 // What travels between the HTTP layer and those who answer: requests, whole responses, and answers that come
-// bit by bit. Plain data and one interface; nothing here knows about sockets.
+// bit by bit. Plain data and one interface; nothing here knows about sockets. (The hub, which is a client,
+// has an HttpRequest of its own.)
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,7 @@ struct HttpHeader {
   std::string value;
 };
 
-struct HttpRequest {
+struct ServerRequest {
   std::string method;  // as sent: "GET"
   std::string path;    // before '?', not decoded
   std::string query;   // behind it
@@ -29,7 +30,7 @@ struct HttpRequest {
   const std::string* header(std::string_view name) const;
 };
 
-struct HttpResponse {
+struct ServerResponse {
   int status = 200;
   std::string content_type = "application/json";
   std::vector<HttpHeader> headers;
@@ -51,7 +52,7 @@ class PendingReply {
 
   struct Progress {
     // Set once, before or with the first piece of the body. `done` in the same call: a whole response.
-    std::unique_ptr<HttpResponse> head;
+    std::unique_ptr<ServerResponse> head;
     std::string body;
     bool done = false;
   };
@@ -61,11 +62,11 @@ class PendingReply {
   virtual void stop() = 0;
 };
 
-using Reply = std::variant<HttpResponse, std::unique_ptr<PendingReply>>;
+using Reply = std::variant<ServerResponse, std::unique_ptr<PendingReply>>;
 
 // What the head of a request is told before its body is read: a refusal, or how long the body may be.
 struct Admission {
-  std::unique_ptr<HttpResponse> refusal;
+  std::unique_ptr<ServerResponse> refusal;
   size_t max_body_bytes = 0;
 };
 
@@ -77,11 +78,11 @@ class HttpHandler {
   HttpHandler(const HttpHandler&) = delete;
   HttpHandler& operator=(const HttpHandler&) = delete;
 
-  virtual Admission admit(const HttpRequest& head) = 0;
-  virtual Reply handle(HttpRequest&& request) = 0;
+  virtual Admission admit(const ServerRequest& head) = 0;
+  virtual Reply handle(ServerRequest&& request) = 0;
   // Trouble that the HTTP layer sees itself (a malformed head, a timeout, too many connections) in the shape
   // that clients of this handler expect. `message` is a whole sentence.
-  virtual HttpResponse trouble(int status, std::string_view message) = 0;
+  virtual ServerResponse trouble(int status, std::string_view message) = 0;
 };
 
 // "Not Found"; "Error" for what has no name.

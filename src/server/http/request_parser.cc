@@ -63,9 +63,9 @@ bool RequestParser::head_done() const {
   return impl_->parser.is_header_done();
 }
 
-HttpRequest RequestParser::take_head() {
+ServerRequest RequestParser::take_head() {
   const auto& message = impl_->parser.get();
-  HttpRequest head;
+  ServerRequest head;
   head.method = text_of(message.method_string());
   std::string target = without_authority(text_of(message.target()));
   const size_t question = target.find('?');

@@ -31,7 +31,7 @@ class RequestParser {
 
   bool head_done() const;
   // When head_done(): the request without its body.
-  HttpRequest take_head();
+  ServerRequest take_head();
   bool keep_alive() const;
   bool is_http_1_0() const;
   bool expects_continue() const;

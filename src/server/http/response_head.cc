@@ -31,7 +31,7 @@ void append_header(std::string& out, std::string_view name, std::string_view val
 
 }  // namespace
 
-std::string response_bytes(const HttpResponse& response, const ResponseFrame& frame) {
+std::string response_bytes(const ServerResponse& response, const ResponseFrame& frame) {
   std::string out;
   out.reserve(320 + response.body.size());
   fmt::format_to(std::back_inserter(out), "HTTP/1.1 {} {}\r\n", response.status,

@@ -24,7 +24,7 @@ struct ResponseFrame {
 };
 
 // Status line and headers, and the body too where it is whole. Line breaks inside header values are dropped.
-std::string response_bytes(const HttpResponse& response, const ResponseFrame& frame);
+std::string response_bytes(const ServerResponse& response, const ResponseFrame& frame);
 
 // Appends one piece of a body; nothing for an empty one, since an empty chunk would end the body.
 void append_piece(std::string& out, BodyFraming framing, std::string_view piece);

@@ -1,0 +1,224 @@
+// jewel serve MODEL: the OpenAI API over HTTP, with vLLM's flags and files.
+
+#include <fmt/format.h>
+#include <semaphore.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <thread>
+
+#include "base/log.h"
+#include "cli/commands.h"
+#include "hub/hub.h"
+#include "model/json_reader.h"
+#include "server/flags.h"
+#include "server/http/http_server.h"
+#include "server/openai/api_server.h"
+#include "server/openai/field_reader.h"
+#include "server/serve_options.h"
+#include "server/settings.h"
+
+namespace jewel {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::string_view kUsage =
+    "Usage: jewel serve MODEL [--config FILE.yaml] [FLAGS]\n"
+    "\n"
+    "Serves MODEL (a directory or a name such as google/gemma-4-E4B-it) through the OpenAI API.\n"
+    "Flags and files are vLLM's: --flag value, --flag=value, --no-flag, - and _ alike; the command line wins "
+    "over\n"
+    "the file. --check-config says for each setting what it does here, and stops.\n"
+    "\n";
+
+constexpr int kImagesWithoutLimit = 128;  // where no limit was asked for, memory still has one
+
+// Signals. Before the server is up one ends the process, afterwards the first drains and the second stops.
+sem_t something_happened;
+std::atomic<int> signals_seen{0};
+std::atomic<bool> is_serving{false};
+
+extern "C" void on_signal(int number) {
+  if (!is_serving) ::_exit(128 + number);
+  ++signals_seen;
+  ::sem_post(&something_happened);
+}
+
+void wait_for_something() {
+  while (::sem_wait(&something_happened) != 0) {  // interrupted: by a signal that posted, or by another
+  }
+}
+
+void catch_signals() {
+  ::sem_init(&something_happened, 0, 0);
+  struct sigaction action{};
+  action.sa_handler = on_signal;
+  ::sigaction(SIGTERM, &action, nullptr);
+  ::sigaction(SIGINT, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);  // NOLINT(cert-err33-c): it cannot fail
+}
+
+Result<std::string> directory_of(const ServeOptions& options) {
+  HubOptions hub = HubOptions::from_environment();
+  if (options.revision) hub.revision = *options.revision;
+  if (options.download_dir) hub.cache_root = *options.download_dir;
+  hub.note = [](const std::string& text) { log().info("{}", text); };
+  JEWEL_ASSIGN(FoundModel found, find_model(options.model, hub));
+  return found.directory;
+}
+
+EngineOptions engine_options(const ServeOptions& options) {
+  EngineOptions engine;
+  engine.device = options.device;
+  engine.dtype = options.dtype;
+  engine.kv_cache_dtype = options.kv_cache_dtype;
+  engine.n_threads = options.threads.value_or(0);
+  engine.max_num_seqs = options.max_num_seqs.value_or(0);
+  engine.max_num_batched_tokens = options.max_num_batched_tokens;
+  engine.max_model_len = options.max_model_len.value_or(0);
+  engine.gpu_memory_utilization = options.gpu_memory_utilization;
+  if (options.kv_cache_memory_bytes)
+    engine.kv_cache_gib = static_cast<double>(*options.kv_cache_memory_bytes) / (int64_t{1} << 30);
+  engine.prefix_caching = options.enable_prefix_caching;
+  engine.prefix_cache_gib = options.prefix_cache_gib;
+  engine.max_waiting = options.max_num_queued_reqs;
+  engine.max_images = options.max_images.value_or(kImagesWithoutLimit);
+  return engine;
+}
+
+Result<AskDefaults> ask_defaults(const ServeOptions& options) {
+  AskDefaults defaults{.model_names = options.served_model_names,
+                       .seed = options.seed,
+                       .template_kwargs = options.default_chat_template_kwargs,
+                       .max_logprobs = options.max_logprobs,
+                       .force_include_usage = options.force_include_usage,
+                       .request_timeout_s = options.request_timeout_s};
+  if (options.image_budget)
+    defaults.max_soft_tokens =
+        options.image_budget->automatic ? kAutoSoftTokens : options.image_budget->max_soft_tokens;
+  FieldReader fields(options.override_generation_config, "override-generation-config");
+  read_sampling(fields, defaults.sampling);
+  defaults.max_tokens = fields.count("max_new_tokens", 1);
+  if (fields.failed()) return fields.error();
+  for (const std::string& name : fields.unknown()) log().warn("{}: unknown, ignored", name);
+  return defaults;
+}
+
+HttpOptions http_options(const ServeOptions& options) {
+  HttpOptions http;
+  http.host = options.host;
+  http.port = options.port;
+  http.uds = options.uds;
+  http.tls = {.keyfile = options.tls.keyfile,
+              .certfile = options.tls.certfile,
+              .ca_certs = options.tls.ca_certs,
+              .cert_reqs = options.tls.cert_reqs};
+  http.max_connections = options.max_connections;
+  return http;
+}
+
+// Settings that are read and not obeyed yet are named, so that nobody relies on them.
+void warn_of_what_is_missing(const ServeOptions& options) {
+  const auto missing = [](bool asked, std::string_view flag) {
+    if (asked) log().warn("--{} is not obeyed by this version", flag);
+  };
+  missing(options.tokenizer.has_value(), "tokenizer");
+  missing(options.lm_head_dtype != "auto", "lm-head-dtype");
+  missing(options.ple != "auto", "ple");
+  missing(options.prefill_activations != "auto", "prefill-activations");
+  missing(options.exact_prefix, "exact-prefix");
+  missing(options.generation_config != "auto", "generation-config");
+  missing(options.chat_template.has_value(), "chat-template");
+  missing(options.tokens_as_token_ids, "return-tokens-as-token-ids");
+  missing(options.allowed_local_media_path.has_value(), "allowed-local-media-path");
+  missing(!options.cors.origins.empty(), "allowed-origins");
+  missing(options.idle_release_s > 0, "idle-release");
+  missing(options.log_json, "log-format json");
+}
+
+// Returns when the server has stopped; the first signal lets requests finish, the second does not.
+void run_until_signalled(HttpServer& server, ApiServer& api, double drain_timeout_s) {
+  while (signals_seen == 0) wait_for_something();
+  log().info("shutting down: requests under way get {} s", drain_timeout_s);
+  api.set_draining();
+  std::atomic<bool> drained{false};
+  std::thread drain([&] {
+    const std::chrono::milliseconds limit(static_cast<int64_t>(drain_timeout_s * 1000));
+    if (!server.drain(limit)) log().warn("some requests did not end in time and were ended");
+    drained = true;
+    ::sem_post(&something_happened);
+  });
+  while (!drained) {
+    wait_for_something();
+    if (signals_seen > 1) server.stop_now();
+  }
+  drain.join();
+}
+
+int wrong_usage(const Error& error) {
+  report(error);
+  return kExitUsage;
+}
+
+int serve_model(const ServeOptions& options, Clock::time_point start) {
+  catch_signals();
+  if (!set_log_level(options.log_level)) log().warn("--log-level {}: unknown", options.log_level);
+  for (const std::string& warning : options.warnings) log().warn("{}", warning);
+  warn_of_what_is_missing(options);
+  auto defaults = ask_defaults(options);
+  if (!defaults.ok()) return wrong_usage(defaults.error());
+
+  const auto directory = directory_of(options);
+  if (!directory.ok()) return report(directory.error());
+  EngineOptions how = engine_options(options);
+  how.progress = loading_progress(options.model);
+  auto engine = Engine::load(*directory, how);
+  if (!engine.ok()) return report(engine.error());
+  for (const std::string& note : (*engine)->info().notes) log().info("{}", note);
+
+  ApiServer api(**engine, {.defaults = *std::move(defaults),
+                           .model_root = options.model,
+                           .api_keys = options.api_keys,
+                           .protect_all = options.protect_all,
+                           .root_path = options.root_path,
+                           .max_body_bytes = static_cast<size_t>(options.max_body_bytes),
+                           .log_requests = options.log_requests});
+  auto server = HttpServer::start(http_options(options), api);
+  if (!server.ok()) return report(server.error());
+  is_serving = true;
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  fmt::print(stderr, "jewel: serving {} at {}, ready after {:.2f} s on {}\n",
+             options.served_model_names.front(), (*server)->address(), seconds, (*engine)->info().backend);
+  run_until_signalled(**server, api, options.drain_timeout_s);
+  return kExitDone;
+}
+
+}  // namespace
+
+void add_serve_command(CLI::App& app) {
+  app.add_subcommand("serve", "Serve a model through the OpenAI API (vLLM's flags and files)");
+}
+
+int serve(const std::vector<std::string>& arguments) {
+  const auto start = Clock::now();
+  const auto settings = Settings::read(arguments);
+  if (!settings.ok()) return wrong_usage(settings.error());
+  if (settings->help) {
+    fmt::print("{}{}", kUsage, flags_help());
+    return kExitDone;
+  }
+  if (settings->check_config) {
+    const ConfigReport checked = check_config(*settings);
+    fmt::print("{}", checked.text);
+    return checked.good ? kExitDone : kExitUsage;
+  }
+  const auto options = serve_options(*settings);
+  if (!options.ok()) return wrong_usage(options.error());
+  return serve_model(*options, start);
+}
+
+}  // namespace jewel

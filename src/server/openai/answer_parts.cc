@@ -1,0 +1,146 @@
+#include "server/openai/answer_parts.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace jewel {
+namespace {
+
+constexpr double kLeastLogprob = -9999.0;
+
+void write_rate(JsonOut& out, std::string_view name, int tokens, double seconds) {
+  if (seconds > 0 && tokens > 0) out.field(name, tokens / seconds);
+}
+
+}  // namespace
+
+void UsageSum::see(size_t answer, const Update& update) {
+  Usage& usage = each_[answer];
+  if (update.prompt) {
+    usage.prompt_tokens = update.prompt->prompt_tokens;
+    usage.image_tokens = update.prompt->image_tokens;
+  }
+  if (update.finish)
+    usage = update.finish->usage;
+  else
+    usage.completion_tokens += static_cast<int>(update.tokens.size());
+}
+
+void UsageSum::write(JsonOut& out) const {
+  Usage sum;
+  for (size_t i = 0; i < each_.size(); ++i) {
+    if (i % static_cast<size_t>(n_) == 0) {
+      sum.prompt_tokens += each_[i].prompt_tokens;
+      sum.cached_tokens += each_[i].cached_tokens;
+      sum.image_tokens += each_[i].image_tokens;
+    }
+    sum.completion_tokens += each_[i].completion_tokens;
+    sum.reasoning_tokens += each_[i].reasoning_tokens;
+  }
+  out.open('{')
+      .field("prompt_tokens", sum.prompt_tokens)
+      .field("completion_tokens", sum.completion_tokens)
+      .field("total_tokens", sum.prompt_tokens + sum.completion_tokens);
+  out.key("prompt_tokens_details")
+      .open('{')
+      .field("cached_tokens", sum.cached_tokens)
+      .field("image_tokens", sum.image_tokens)
+      .close('}');
+  out.key("completion_tokens_details")
+      .open('{')
+      .field("reasoning_tokens", sum.reasoning_tokens)
+      .close('}')
+      .close('}');
+}
+
+std::string_view finish_reason(EndReason reason) {
+  switch (reason) {
+    case EndReason::kCancelled:
+      return "abort";
+    case EndReason::kDeadline:
+    case EndReason::kError:
+      return "error";
+    default:
+      return name_of(reason);
+  }
+}
+
+void write_stop_reason(JsonOut& out, const Finish& finish) {
+  out.key("stop_reason");
+  if (!finish.stop_text.empty())
+    out.value(finish.stop_text);
+  else if (finish.stop_token_id >= 0)
+    out.value(int64_t{finish.stop_token_id});
+  else
+    out.null();
+}
+
+void write_timings(JsonOut& out, const Finish& finish) {
+  const Timings& t = finish.timings;
+  const Usage& u = finish.usage;
+  out.key("timings")
+      .open('{')
+      .field("queue_s", t.queue_s)
+      .field("image_s", t.image_s)
+      .field("ttft_s", t.ttft_s)
+      .field("decode_s", t.decode_s);
+  write_rate(out, "prompt_tok_s", u.prompt_tokens - u.cached_tokens, t.prefill_s);
+  write_rate(out, "decode_tok_s", u.completion_tokens - 1, t.decode_s);  // the first came with the prefill
+  out.close('}');
+}
+
+void write_ids(JsonOut& out, std::string_view name, const std::vector<OutputToken>& tokens) {
+  out.key(name).open('[');
+  for (const OutputToken& token : tokens) out.value(int64_t{token.id});
+  out.close(']');
+}
+
+void write_prompt_ids(JsonOut& out, const Update& update) {
+  out.key("prompt_token_ids").open('[');
+  if (update.prompt) {
+    for (const int32_t id : update.prompt->ids) out.value(int64_t{id});
+  }
+  out.close(']');
+}
+
+double finite_logprob(float logprob) {
+  return std::isfinite(logprob) ? std::max(static_cast<double>(logprob), kLeastLogprob) : kLeastLogprob;
+}
+
+void write_prompt_logprobs(JsonOut& out, const std::vector<OutputToken>& tokens) {
+  out.key("prompt_logprobs");
+  if (tokens.empty()) {
+    out.null();
+    return;
+  }
+  const auto write_one = [&](const TokenChance& chance) {
+    out.key(std::to_string(chance.id))
+        .open('{')
+        .field("logprob", finite_logprob(chance.logprob))
+        .field("rank", chance.rank)
+        .field("decoded_token", chance.bytes)
+        .close('}');
+  };
+  out.open('[');
+  for (const OutputToken& token : tokens) {
+    if (!token.chance) {
+      out.null();
+      continue;
+    }
+    out.open('{');
+    write_one(*token.chance);
+    for (const TokenChance& other : token.top) {
+      if (other.id != token.id) write_one(other);
+    }
+    out.close('}');
+  }
+  out.close(']');
+}
+
+void append_event(std::string& out, std::string_view json) {
+  out += "data: ";
+  out += json;
+  out += "\n\n";
+}
+
+}  // namespace jewel

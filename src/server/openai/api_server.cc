@@ -1,0 +1,197 @@
+#include "server/openai/api_server.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <new>
+#include <optional>
+#include <utility>
+
+#include "base/log.h"
+#include "server/openai/answer_reply.h"
+#include "server/openai/api_error.h"
+#include "server/openai/field_reader.h"
+#include "server/openai/json_body.h"
+#include "server/openai/json_out.h"
+
+namespace jewel {
+namespace {
+
+constexpr size_t kMaxWarnings = 256;  // names of fields that the log may see
+constexpr size_t kMaxTextBody = size_t{16} << 20;
+
+int64_t unix_seconds() {
+  const auto now = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::seconds>(now).count();
+}
+
+ServerResponse json_response(std::string body) {
+  return {.body = std::move(body)};
+}
+
+}  // namespace
+
+ApiServer::ApiServer(Engine& engine, ApiOptions options)
+    : engine_(engine),
+      options_(std::move(options)),
+      created_(unix_seconds()),
+      router_(make_routes(), options_.root_path, ApiKeys(options_.api_keys), options_.protect_all) {}
+
+std::vector<Route> ApiServer::make_routes() {
+  using enum RouteAccess;
+  const size_t with_images = options_.max_body_bytes;
+  const size_t text = std::min(options_.max_body_bytes, kMaxTextBody);
+  const auto say = [](ServerResponse response) {
+    return [response](ServerRequest&&) -> Reply { return response; };
+  };
+  return {
+      {"POST", "/v1/chat/completions", kKey, with_images,
+       [this](ServerRequest&& r) { return generate(std::move(r), /*chat=*/true); }},
+      {"POST", "/v1/completions", kKey, text,
+       [this](ServerRequest&& r) { return generate(std::move(r), /*chat=*/false); }},
+      {"GET", "/v1/models", kKey, 0, [this](ServerRequest&& r) { return models(r); }},
+      {"POST", "/tokenize", kKey, with_images, [this](ServerRequest&& r) { return tokenize(r); }},
+      {"POST", "/detokenize", kKey, text, [this](ServerRequest&& r) { return detokenize(r); }},
+      {"GET", "/health", kAlways, 0, [this](ServerRequest&&) { return health(); }},
+      {"GET", "/ping", kProbe, 0, [this](ServerRequest&&) { return health(); }},
+      {"POST", "/ping", kProbe, 1024, [this](ServerRequest&&) { return health(); }},
+      {"GET", "/version", kProbe, 0, say(json_response(R"({"version":")" JEWEL_VERSION R"("})"))},
+      {"GET", "/load", kProbe, 0,
+       [this](ServerRequest&&) -> Reply {
+         return json_response(fmt::format(R"({{"server_load":{}}})", engine_.stats().under_way));
+       }},
+      {"GET", "/metrics", kProbe, 0, [this](ServerRequest&&) { return metrics_page(); }},
+  };
+}
+
+// A library that throws (memory, mostly) fails one request, not the server.
+Reply ApiServer::handle(ServerRequest&& request) {
+  if (options_.log_requests)
+    log().info("{} {} {} ({} bytes)", request.id, request.method, request.path, request.body.size());
+  try {
+    return router_.handle(std::move(request));
+  } catch (const std::bad_alloc&) {
+    return error_response(503, "out of memory for this request; try a smaller one");
+  } catch (const std::exception& error) {
+    log().error("a request failed: {}", error.what());
+    return error_response(500, "the request failed inside the server");
+  }
+}
+
+ServerResponse ApiServer::trouble(int status, std::string_view message) {
+  return error_response(status, message);
+}
+
+Reply ApiServer::generate(ServerRequest&& request, bool chat) {
+  if (draining_) return error_response(503, "the server is shutting down");
+  auto body = JsonBody::parse(request.body);
+  if (!body.ok()) return error_response(body.error());
+  const std::string id = std::move(request.id);
+  std::string().swap(request.body);  // a picture is here twice already
+  auto asked = chat ? read_chat((*body)->object(), options_.defaults)
+                    : read_completion((*body)->object(), options_.defaults);
+  if (!asked.ok()) return error_response(asked.error());
+  warn_of(asked->ignored);
+  return make_answer_reply(engine_, metrics_, std::move(*asked), id);
+}
+
+void ApiServer::warn_of(const std::vector<std::string>& ignored) {
+  if (ignored.empty()) return;
+  const std::scoped_lock lock(warned_mutex_);
+  for (const std::string& name : ignored) {
+    if (warned_.size() >= kMaxWarnings || !warned_.insert(name.substr(0, 64)).second) continue;
+    log().warn("requests carry the field '{}', which is ignored", name.substr(0, 64));
+  }
+}
+
+Reply ApiServer::models(const ServerRequest& /*request*/) const {
+  JsonOut out;
+  out.open('{').field("object", "list").key("data").open('[');
+  for (const std::string& name : options_.defaults.model_names) {
+    out.open('{')
+        .field("id", name)
+        .field("object", "model")
+        .field("created", created_)
+        .field("owned_by", "jewel");
+    out.field("root", options_.model_root)
+        .null_field("parent")
+        .field("max_model_len", engine_.info().max_model_len);
+    out.key("permission").open('[').close(']').close('}');
+  }
+  return json_response(out.close(']').close('}').take());
+}
+
+Reply ApiServer::tokenize(const ServerRequest& request) const {
+  auto body = JsonBody::parse(request.body);
+  if (!body.ok()) return error_response(body.error());
+  const boost::json::object& object = (*body)->object();
+  FieldReader fields(object);
+  const std::string model = fields.text("model").value_or("");
+  const std::optional<std::string> prompt = fields.text("prompt");
+  const bool add_special = fields.boolean("add_special_tokens").value_or(true);
+  const bool wants_strings = fields.boolean("return_token_strs").value_or(false);
+  if (fields.failed()) return error_response(fields.error());
+  if (const auto known = check_model(model, options_.defaults); !known.ok())
+    return error_response(known.error());
+
+  Result<std::vector<int32_t>> ids = std::vector<int32_t>();
+  if (prompt && !add_special) {
+    ids = engine_.tokenize(*prompt, /*parse_special=*/true);
+  } else {
+    Result<Request> asked = Request{.prompt = prompt};
+    if (!prompt) asked = read_chat_prompt(object, options_.defaults);
+    if (!asked.ok()) return error_response(asked.error());
+    asked->return_prompt_ids = true;
+    auto info = engine_.prompt_of(*asked);
+    if (!info.ok()) return error_response(info.error());
+    ids = std::move(info->ids);
+  }
+  if (!ids.ok()) return error_response(ids.error());
+  JsonOut out;
+  out.open('{').field("count", static_cast<uint64_t>(ids->size()));
+  out.field("max_model_len", engine_.info().max_model_len).key("tokens").open('[');
+  for (const int32_t id : *ids) out.value(int64_t{id});
+  out.close(']').key("token_strs");
+  if (wants_strings) {
+    out.open('[');
+    for (const int32_t id : *ids) {
+      const auto text = engine_.detokenize({&id, 1});
+      out.value(text.ok() ? *text : "");
+    }
+    out.close(']');
+  } else {
+    out.null();
+  }
+  return json_response(out.close('}').take());
+}
+
+Reply ApiServer::detokenize(const ServerRequest& request) const {
+  auto body = JsonBody::parse(request.body);
+  if (!body.ok()) return error_response(body.error());
+  FieldReader fields((*body)->object());
+  const std::string model = fields.text("model").value_or("");
+  const auto ids = fields.ids("tokens");
+  if (fields.failed()) return error_response(fields.error());
+  if (!ids) return error_response(400, "tokens: missing; expected a list of token ids", "tokens");
+  if (const auto known = check_model(model, options_.defaults); !known.ok())
+    return error_response(known.error());
+  const auto text = engine_.detokenize(*ids);
+  if (!text.ok()) return error_response(text.error());
+  JsonOut out;
+  return json_response(out.open('{').field("prompt", *text).close('}').take());
+}
+
+Reply ApiServer::health() const {
+  if (draining_) return error_response(503, "the server is shutting down");
+  return ServerResponse{.content_type = "text/plain"};
+}
+
+Reply ApiServer::metrics_page() const {
+  return ServerResponse{
+      .content_type = "text/plain; version=0.0.4; charset=utf-8",
+      .body = metrics_->page(engine_.stats(), engine_.info(), options_.defaults.model_names.front())};
+}
+
+}  // namespace jewel

@@ -1,0 +1,115 @@
+#include "server/openai/chat_messages.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <boost/json/object.hpp>
+#include <boost/json/value.hpp>
+#include <string_view>
+
+#include "model/json_reader.h"
+#include "model/json_text.h"
+#include "server/openai/base64.h"
+#include "server/openai/field_reader.h"
+
+namespace jewel {
+
+namespace json = boost::json;
+
+namespace {
+
+constexpr auto kRoles = std::to_array<std::string_view>({"system", "developer", "user", "assistant", "tool"});
+constexpr auto kSoundAndVideo =
+    std::to_array<std::string_view>({"audio_url", "input_audio", "audio", "video_url", "video", "file"});
+
+// {"url": …} as OpenAI writes it, or the URL itself.
+Result<std::string> read_image(FieldReader& part, std::string_view name) {
+  const json::value* image = part.any(name);
+  std::string field = part.at(name);
+  const json::value* url = image;
+  if (image != nullptr && image->is_object()) {
+    url = image->get_object().if_contains("url");
+    field += ".url";
+  }
+  if (url == nullptr || !url->is_string()) return invalid(fmt::format("{}: expected a URL", field), field);
+  const std::string_view text(url->get_string());
+  if (text.starts_with("http://") || text.starts_with("https://") || text.starts_with("file://")) {
+    return unsupported(fmt::format("{}: images are taken as data URLs (data:image/png;base64,…) only", field),
+                       field);
+  }
+  return decode_data_url(text, field);
+}
+
+// A part of a message's content, changed where the template wants it different.
+Result<json::value> read_part(const json::value& value, const std::string& at, ChatMessages& out) {
+  if (value.is_string()) return json::value{{"type", "text"}, {"text", value.get_string()}};
+  const json::object* object = value.if_object();
+  if (object == nullptr)
+    return invalid(fmt::format("{}: found {}, expected an object with a type", at, describe(value)), at);
+  FieldReader part(*object, at);
+  const std::string type = part.text("type").value_or("");
+  if (type == "image_url" || type == "input_image" || type == "image") {
+    const char* name = type == "image" ? "image" : "image_url";
+    JEWEL_ASSIGN(std::string bytes, read_image(part, name));
+    out.images.push_back(std::make_shared<const std::string>(std::move(bytes)));
+    return json::value{{"type", "image"}};
+  }
+  if (type == "text" || type == "input_text" || type == "output_text" || type == "refusal") {
+    const std::string_view name = type == "refusal" ? "refusal" : "text";
+    const std::optional<std::string> text = part.text(name);
+    if (part.failed()) return part.error();
+    if (!text) return invalid(fmt::format("{}: missing", part.at(name)), part.at(name));
+    return json::value{{"type", "text"}, {"text", *text}};
+  }
+  if (part.failed()) return part.error();
+  if (std::ranges::find(kSoundAndVideo, type) != kSoundAndVideo.end())
+    return unsupported(fmt::format("{}.type: '{}' is not served, text and images are", at, type),
+                       at + ".type");
+  return invalid(fmt::format("{}.type: found '{}', expected text or image_url", at, type), at + ".type");
+}
+
+Result<json::value> read_message(const json::value& value, const std::string& at, ChatMessages& out) {
+  const json::object* object = value.if_object();
+  if (object == nullptr)
+    return invalid(fmt::format("{}: found {}, expected an object", at, describe(value)), at);
+  FieldReader fields(*object, at);
+  const std::optional<std::string> role = fields.text("role");
+  if (fields.failed()) return fields.error();
+  if (!role || std::ranges::find(kRoles, std::string_view(*role)) == kRoles.end()) {
+    return invalid(fmt::format("{}.role: found {}, expected system, developer, user, assistant or tool", at,
+                               role ? fmt::format("'{}'", *role) : "none"),
+                   at + ".role");
+  }
+  json::object message;
+  for (const auto& [key, item] : *object) {
+    if (key != "content" || !item.is_array()) {
+      message[key] = item;
+      continue;
+    }
+    json::array parts;
+    for (size_t i = 0; i < item.get_array().size(); ++i) {
+      JEWEL_ASSIGN(json::value part,
+                   read_part(item.get_array()[i], fmt::format("{}.content[{}]", at, i), out));
+      parts.push_back(std::move(part));
+    }
+    message[key] = std::move(parts);
+  }
+  return json::value(std::move(message));
+}
+
+}  // namespace
+
+Result<ChatMessages> read_chat_messages(const json::array& messages) {
+  if (messages.empty()) return invalid("messages: found an empty list, expected a message", "messages");
+  ChatMessages out;
+  json::array changed;
+  for (size_t i = 0; i < messages.size(); ++i) {
+    JEWEL_ASSIGN(json::value message, read_message(messages[i], fmt::format("messages[{}]", i), out));
+    changed.push_back(std::move(message));
+  }
+  out.json = json_line(changed);
+  return out;
+}
+
+}  // namespace jewel

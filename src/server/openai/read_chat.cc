@@ -1,0 +1,137 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <boost/json/value.hpp>
+#include <iterator>
+
+#include "model/json_reader.h"
+#include "model/json_text.h"
+#include "server/openai/asked.h"
+#include "server/openai/chat_messages.h"
+#include "server/openai/common_fields.h"
+
+namespace jewel {
+
+namespace json = boost::json;
+
+namespace {
+
+void read_messages(FieldReader& fields, Request& request) {
+  const json::array* messages = fields.array("messages");
+  if (fields.failed()) return;
+  if (messages == nullptr)
+    return fields.fail(invalid("messages: missing; expected a list of messages", "messages"));
+  auto read = read_chat_messages(*messages);
+  if (!read.ok()) return fields.fail(std::move(read).error());
+  request.messages_json = std::move(read->json);
+  request.images = std::move(read->images);
+}
+
+void read_tool_choice(FieldReader& fields, Request& request) {
+  const json::value* choice = fields.any("tool_choice");
+  if (choice == nullptr) return;
+  if (choice->is_string()) {
+    const std::string_view word(choice->get_string());
+    if (word == "auto") return;
+    if (word == "none") {
+      request.tool_choice = ToolChoice::kNone;
+      return;
+    }
+    if (word == "required") {
+      request.tool_choice = ToolChoice::kRequired;
+      return;
+    }
+  } else if (choice->is_object()) {
+    boost::system::error_code missing;
+    const json::value* name = choice->find_pointer("/function/name", missing);
+    if (name != nullptr && name->is_string()) {
+      request.tool_choice = ToolChoice::kNamed;
+      request.tool_name = name->get_string();
+      return;
+    }
+  }
+  fields.fail(invalid(
+      R"(tool_choice: expected auto, none, required or {"type": "function", "function": {"name": …}})",
+      "tool_choice"));
+}
+
+void read_tools(FieldReader& fields, Request& request) {
+  const json::array* tools = fields.array("tools");
+  if (tools != nullptr && !tools->empty()) request.tools = json_line(*tools);
+  read_tool_choice(fields, request);
+  request.parallel_tool_calls = fields.boolean("parallel_tool_calls").value_or(true);
+}
+
+// enable_thinking of chat_template_kwargs is the client's own word; else the effort decides, as in vLLM.
+void read_template_options(FieldReader& fields, const AskDefaults& defaults, Request& request) {
+  json::object kwargs = defaults.template_kwargs;
+  if (const json::object* asked = fields.object("chat_template_kwargs")) {
+    for (const auto& [key, value] : *asked) kwargs[key] = value;
+  }
+  if (const auto effort = fields.text("reasoning_effort")) {
+    static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium",
+                                                    "high", "xhigh",   "max"};
+    if (std::find(std::begin(kEfforts), std::end(kEfforts), *effort) == std::end(kEfforts)) {
+      fields.fail(
+          invalid(fmt::format("reasoning_effort: found '{}', expected none, minimal, low, medium, high, "
+                              "xhigh or max",
+                              *effort),
+                  "reasoning_effort"));
+    }
+    request.thinking = *effort != "none";
+  }
+  if (!kwargs.empty()) request.template_kwargs = json_line(kwargs);
+  request.continue_final_message = fields.boolean("continue_final_message").value_or(false);
+  request.add_generation_prompt =
+      fields.boolean("add_generation_prompt").value_or(!request.continue_final_message);
+}
+
+void read_logprobs(FieldReader& fields, const AskDefaults& defaults, Request& request) {
+  const bool wanted = fields.boolean("logprobs").value_or(false);
+  const std::optional<int> top = fields.count("top_logprobs", 0, defaults.max_logprobs);
+  if (top.value_or(0) > 0 && !wanted)
+    return fields.fail(invalid("top_logprobs: only with logprobs: true", "top_logprobs"));
+  if (wanted) request.logprobs = top.value_or(0);
+}
+
+void refuse_audio(FieldReader& fields) {
+  const json::array* modalities = fields.array("modalities");
+  if (modalities == nullptr) return;
+  for (const json::value& modality : *modalities) {
+    if (!modality.is_string() || modality.get_string() != "text") {
+      return fields.fail(unsupported("modalities: answers are text; audio is not served", "modalities"));
+    }
+  }
+}
+
+}  // namespace
+
+Result<Request> read_chat_prompt(const json::object& body, const AskDefaults& defaults) {
+  FieldReader fields(body);
+  Request request;
+  read_messages(fields, request);
+  read_tools(fields, request);
+  read_template_options(fields, defaults, request);
+  request.max_soft_tokens = defaults.max_soft_tokens;
+  if (fields.failed()) return fields.error();
+  return request;
+}
+
+Result<Asked> read_chat(const json::object& body, const AskDefaults& defaults) {
+  FieldReader fields(body);
+  Asked asked;
+  Request request;
+  read_common(fields, defaults, asked, request);
+  read_messages(fields, request);
+  read_tools(fields, request);
+  read_template_options(fields, defaults, request);
+  read_logprobs(fields, defaults, request);
+  refuse_audio(fields);
+  asked.include_reasoning = fields.boolean("include_reasoning").value_or(true);
+  if (fields.failed()) return fields.error();
+  asked.ignored = fields.unknown();
+  add_choices(asked, request);
+  return asked;
+}
+
+}  // namespace jewel
