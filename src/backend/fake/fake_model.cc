@@ -75,7 +75,9 @@ TokenLogprob fake_logprob(uint64_t prefix, TokenId id) {
 std::vector<TokenLogprob> fake_top(uint64_t prefix, int n, int vocab_size) {
   std::vector<TokenLogprob> top;
   const auto first = static_cast<TokenId>(fake_mix(prefix, 77) % static_cast<uint64_t>(vocab_size));
-  for (int i = 0; i < std::min(n, vocab_size); ++i) {
+  const int n_top = std::min(n, vocab_size);
+  top.reserve(static_cast<size_t>(std::max(0, n_top)));
+  for (int i = 0; i < n_top; ++i) {
     top.push_back(
         {.id = (first + i) % vocab_size, .logprob = -0.125F * static_cast<float>(i), .rank = i + 1});
   }
