@@ -29,7 +29,7 @@ Result<KvPlan> plan_kv(const KvBudget& budget, const BackendInfo& info, const Te
   const int64_t window = pages_of(std::min(text.sliding_window - 1, wanted_len)) + 1;
 
   // A sequence holds a window, and the page it writes; two steps' chunks are in use at a time.
-  const int64_t step_pages = 2 * (pages_of(std::min(budget.max_num_batched_tokens, wanted_len)) + 1);
+  const int64_t step_pages = int64_t{2} * (pages_of(std::min(budget.max_num_batched_tokens, wanted_len)) + 1);
   int64_t sliding = budget.max_num_seqs * (window + 1) + step_pages;
   int64_t full = int64_t{budget.max_num_seqs} * pages_of(wanted_len);
   const int64_t checkpoint_bytes = window * sliding_bytes + kTokensPerCheckpoint / kPageTokens * full_bytes;

@@ -17,8 +17,9 @@
 // taken for dead and go first.
 //
 // Every operation takes a time that depends on the pages it is about and on the logarithm of what is cached,
-// never on all of it: nodes are found by engine/digest_index.h; what goes next is known by
-// engine/eviction_order.h; that a checkpoint is dead is noticed by a hand that goes round with each eviction.
+// never on all of it (but for the moment when the rule of eviction changes): nodes are found by
+// engine/digest_index.h; what goes next is known by engine/eviction_order.h; that a checkpoint is dead is
+// noticed by a hand that goes round with each eviction.
 //
 // One thread, the engine's. Time is counted in lookups. The pools must outlive the cache.
 #pragma once
