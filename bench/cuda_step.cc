@@ -52,14 +52,15 @@ class Figures {
            int n = 1, double spread = 0) {
     fmt::print("{:<52} {:>10.4g} {}", name, value, unit);
     if (ceiling.value > 0) fmt::print("   ({}: {:.4g})", ceiling.what, ceiling.value);
-    if (n > 1) fmt::print("   n = {}, spread {:.2g}", n, spread);
+    if (n > 1) fmt::print("   n = {}", n);
+    if (spread >= 0) fmt::print(", spread {:.2g}", spread);
     fmt::print("\n");
     boost::json::object figure{{"name", name}, {"value", value}, {"unit", unit}, {"n", n}};
     if (ceiling.value > 0) {
       figure["ceiling"] = ceiling.value;
       figure["ceiling_is"] = ceiling.what;
     }
-    if (n > 1) figure["spread"] = spread;
+    if (spread >= 0) figure["spread"] = spread;
     figures_.push_back(std::move(figure));
   }
   const boost::json::array& all() const { return figures_; }
