@@ -30,7 +30,7 @@ class Pieces final : public PendingReply {
   Progress take() override {
     Progress progress;
     if (sent_ == 0) {
-      progress.head = std::make_unique<HttpResponse>();
+      progress.head = std::make_unique<ServerResponse>();
       progress.head->content_type = "text/plain";
     }
     if (stopped_) {
@@ -71,7 +71,7 @@ class Later final : public PendingReply {
   Progress take() override {
     Progress progress;
     if (!ready_) return progress;
-    progress.head = std::make_unique<HttpResponse>();
+    progress.head = std::make_unique<ServerResponse>();
     progress.head->body = "later";
     progress.done = true;
     return progress;
@@ -85,26 +85,26 @@ class Later final : public PendingReply {
 
 class Stub final : public HttpHandler {
  public:
-  Admission admit(const HttpRequest& head) override {
+  Admission admit(const ServerRequest& head) override {
     Admission admission{.max_body_bytes = 1000};
     if (head.path == "/secret") {
-      admission.refusal = std::make_unique<HttpResponse>(trouble(401, "no key"));
+      admission.refusal = std::make_unique<ServerResponse>(trouble(401, "no key"));
     } else if (head.path == "/large") {
       admission.max_body_bytes = 8 << 20;
     }
     return admission;
   }
-  Reply handle(HttpRequest&& request) override {
+  Reply handle(ServerRequest&& request) override {
     ++handled;
     if (request.path == "/later") return std::make_unique<Later>();
     if (request.path == "/never") return std::make_unique<Pieces>(0, 5);
     if (request.path == "/pieces") return std::make_unique<Pieces>(3, 10);
     if (request.path == "/flood") return std::make_unique<Pieces>(100'000, 10'000);
-    if (request.path == "/large") return HttpResponse{.body = std::to_string(request.body.size())};
-    return HttpResponse{.headers = {{"X-Query", request.query}},
-                        .body = fmt::format("{} {} {}", request.method, request.path, request.body)};
+    if (request.path == "/large") return ServerResponse{.body = std::to_string(request.body.size())};
+    return ServerResponse{.headers = {{"X-Query", request.query}},
+                          .body = fmt::format("{} {} {}", request.method, request.path, request.body)};
   }
-  HttpResponse trouble(int status, std::string_view message) override {
+  ServerResponse trouble(int status, std::string_view message) override {
     return {.status = status, .content_type = "text/plain", .body = std::string(message)};
   }
   std::atomic<int> handled{0};

@@ -146,8 +146,9 @@ class AnswerReply final : public PendingReply {
     for (const AnswerFeed::Slot& slot : slots) {
       const std::optional<Finish>& finish = slot.update.finish;
       if (!finish || !finish->error) continue;
-      const int status = finish->reason == EndReason::kDeadline ? 504 : status_of(*finish->error);
-      return end_with(status, finish->error->message, finish->error->param);
+      // A deadline is the server's own, no field of the request.
+      if (finish->reason == EndReason::kDeadline) return end_with(504, finish->error->message);
+      return end_with(status_of(*finish->error), finish->error->message, finish->error->param);
     }
     return end_with(500, "the answer ended without a reason");
   }
