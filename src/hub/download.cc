@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <charconv>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -93,7 +94,10 @@ Result<std::string> checksum(int fd, const RepoFile& file, const fs::path& path)
 // "bytes 100-199/200": where the part begins.
 int64_t content_range_start(const std::string& header) {
   constexpr std::string_view kUnit = "bytes ";
-  return header.starts_with(kUnit) ? std::atoll(header.c_str() + kUnit.size()) : -1;
+  int64_t start = -1;
+  if (header.starts_with(kUnit))
+    std::from_chars(header.data() + kUnit.size(), header.data() + header.size(), start);
+  return start;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <charconv>
 #include <memory>
 
 namespace jewel {
@@ -29,7 +30,8 @@ struct Curl {
   Curl() {
     void* library = nullptr;
     for (const char* name : {"libcurl.so.4", "libcurl-gnutls.so.4", "libcurl.so"}) {
-      if ((library = ::dlopen(name, RTLD_NOW | RTLD_LOCAL))) break;
+      library = ::dlopen(name, RTLD_NOW | RTLD_LOCAL);
+      if (library != nullptr) break;
     }
     if (!library) return;
     const auto find = [&](auto& function, const char* name) {
@@ -157,8 +159,9 @@ class Transfer {
     const std::string_view line(data, size * count);
     if (line.starts_with("HTTP/")) {  // a new answer: 100 Continue, then the real one
       self->response_.headers.clear();
-      const size_t space = line.find(' ');
-      self->response_.status = space == std::string_view::npos ? 0 : std::atoi(line.data() + space + 1);
+      self->response_.status = 0;
+      if (const size_t space = line.find(' '); space != std::string_view::npos)
+        std::from_chars(line.data() + space + 1, line.data() + line.size(), self->response_.status);
     } else if (const size_t colon = line.find(':'); colon != std::string_view::npos) {
       std::string name(line.substr(0, colon));
       std::ranges::transform(name, name.begin(), [](unsigned char c) { return std::tolower(c); });
