@@ -39,7 +39,7 @@ constexpr std::chrono::milliseconds kLastWords{1000};  // for answers that were 
 
 void set_no_delay(StreamSocket& socket) {
   error_code ignored;  // a Unix socket has no such thing
-  (void)socket.set_option(Tcp::no_delay(true), ignored);
+  ignored = socket.set_option(Tcp::no_delay(true), ignored);
 }
 
 }  // namespace
@@ -128,8 +128,8 @@ class HttpServer::Impl {
   bool try_listen(const Tcp::endpoint& endpoint, bool any, error_code& error) {
     Tcp::acceptor acceptor(asio::make_strand(context_));
     if (acceptor.open(endpoint.protocol(), error)) return false;
-    (void)acceptor.set_option(Tcp::acceptor::reuse_address(true), error);
-    if (any && endpoint.protocol() == Tcp::v6()) (void)acceptor.set_option(asio::ip::v6_only(false), error);
+    error = acceptor.set_option(Tcp::acceptor::reuse_address(true), error);
+    if (any && endpoint.protocol() == Tcp::v6()) error = acceptor.set_option(asio::ip::v6_only(false), error);
     if (acceptor.bind(endpoint, error)) return false;
     if (acceptor.listen(asio::socket_base::max_listen_connections, error)) return false;
     const int family = endpoint.protocol().family();
@@ -199,7 +199,7 @@ class HttpServer::Impl {
     if (acceptor_ == nullptr) return;
     asio::post(acceptor_->get_executor(), [this] {
       error_code ignored;
-      (void)acceptor_->close(ignored);
+      ignored = acceptor_->close(ignored);
     });
   }
 

@@ -18,9 +18,9 @@ Error no_good(std::string_view flag, const std::string& file, const boost::syste
 Result<std::unique_ptr<Context>> make_tls_context(const HttpTls& tls) {
   auto context = std::make_unique<Context>(Context::tls_server);
   boost::system::error_code error;
-  context->set_options(Context::default_workarounds | Context::no_sslv2 | Context::no_sslv3 |
-                           Context::no_tlsv1 | Context::no_tlsv1_1,
-                       error);
+  error = context->set_options(Context::default_workarounds | Context::no_sslv2 | Context::no_sslv3 |
+                                   Context::no_tlsv1 | Context::no_tlsv1_1,
+                               error);
   // An idle connection gives its 32 KiB of buffers back.
   ::SSL_CTX_set_mode(context->native_handle(), SSL_MODE_RELEASE_BUFFERS);
   if (context->use_certificate_chain_file(tls.certfile, error))
@@ -29,10 +29,10 @@ Result<std::unique_ptr<Context>> make_tls_context(const HttpTls& tls) {
   if (context->use_private_key_file(key, Context::pem, error)) return no_good("ssl-keyfile", key, error);
   if (!tls.ca_certs.empty() && context->load_verify_file(tls.ca_certs, error))
     return no_good("ssl-ca-certs", tls.ca_certs, error);
-  if (tls.cert_reqs == 1) context->set_verify_mode(boost::asio::ssl::verify_peer, error);
+  if (tls.cert_reqs == 1) error = context->set_verify_mode(boost::asio::ssl::verify_peer, error);
   if (tls.cert_reqs == 2)
-    context->set_verify_mode(boost::asio::ssl::verify_peer | boost::asio::ssl::verify_fail_if_no_peer_cert,
-                             error);
+    error = context->set_verify_mode(
+        boost::asio::ssl::verify_peer | boost::asio::ssl::verify_fail_if_no_peer_cert, error);
   return context;
 }
 

@@ -24,7 +24,7 @@ class PlainTransport final : public Transport {
   asio::awaitable<void> handshake(error_code& /*error*/) override { co_return; }
   asio::awaitable<void> end_output() override {
     error_code ignored;
-    (void)socket_.shutdown(StreamSocket::shutdown_send, ignored);
+    ignored = socket_.shutdown(StreamSocket::shutdown_send, ignored);
     co_return;
   }
 
@@ -49,7 +49,7 @@ class TlsTransport final : public Transport {
   asio::awaitable<void> end_output() override {
     error_code ignored;
     co_await stream_.async_shutdown(into(ignored));
-    (void)socket_.shutdown(StreamSocket::shutdown_send, ignored);
+    ignored = socket_.shutdown(StreamSocket::shutdown_send, ignored);
   }
 
  protected:
@@ -106,7 +106,7 @@ void Transport::arm(std::chrono::steady_clock::time_point at) {
     self->no_deadline();
     self->timed_out_ = true;
     error_code ignored;
-    (void)self->socket_.cancel(ignored);
+    ignored = self->socket_.cancel(ignored);
   });
 }
 
@@ -118,7 +118,7 @@ bool Transport::peer_gone() {
 void Transport::close() {
   error_code ignored;
   timer_.cancel();
-  (void)socket_.close(ignored);
+  ignored = socket_.close(ignored);
 }
 
 std::shared_ptr<Transport> make_transport(StreamSocket socket, asio::ssl::context* tls) {

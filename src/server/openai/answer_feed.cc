@@ -77,6 +77,7 @@ void AnswerFeed::add(size_t answer, Update&& update) {
 std::vector<AnswerFeed::Slot> AnswerFeed::take() {
   const std::scoped_lock lock(mutex_);
   std::vector<Slot> taken;
+  taken.reserve(slots_.size());
   for (Slot& slot : slots_) {
     taken.push_back({.update = std::exchange(slot.update, {}),
                      .any = std::exchange(slot.any, false),

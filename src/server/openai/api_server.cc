@@ -43,7 +43,7 @@ std::vector<Route> ApiServer::make_routes() {
   using enum RouteAccess;
   const size_t with_images = options_.max_body_bytes;
   const size_t text = std::min(options_.max_body_bytes, kMaxTextBody);
-  const auto say = [](ServerResponse response) {
+  const auto say = [](const ServerResponse& response) {
     return [response](ServerRequest&&) -> Reply { return response; };
   };
   return {
