@@ -56,7 +56,7 @@ class HttpServer::Impl {
     wait_until_empty(kLastWords);
     context_.stop();
     for (std::thread& thread : threads_) thread.join();
-    if (options_.uds) ::unlink(options_.uds->c_str());
+    if (owns_path_) ::unlink(options_.uds->c_str());
   }
   Impl(const Impl&) = delete;
   Impl& operator=(const Impl&) = delete;
@@ -147,7 +147,6 @@ class HttpServer::Impl {
     // A socket that a dead server left is taken over; a living one is not.
     asio::local::stream_protocol::socket probe(context_);
     if (!probe.connect(endpoint, error)) {
-      options_.uds.reset();  // it is not ours to unlink
       return unavailable(
           fmt::format("{}: another server listens there; stop it or choose another path", path));
     }
@@ -155,9 +154,9 @@ class HttpServer::Impl {
     asio::local::stream_protocol::acceptor acceptor(asio::make_strand(context_));
     if (acceptor.open(endpoint.protocol(), error) || acceptor.bind(endpoint, error) ||
         acceptor.listen(asio::socket_base::max_listen_connections, error)) {
-      options_.uds.reset();
       return cannot_listen(path, error);
     }
+    owns_path_ = true;
     const auto executor = acceptor.get_executor();
     acceptor_ =
         std::make_unique<Acceptor>(executor, asio::generic::stream_protocol(AF_UNIX, 0), acceptor.release());
@@ -221,6 +220,7 @@ class HttpServer::Impl {
   std::unique_ptr<Acceptor> acceptor_;
   std::vector<std::thread> threads_;
   int port_ = 0;
+  bool owns_path_ = false;  // of the Unix socket: another server's is not ours to unlink
   std::atomic<bool> hurry_{false};
 };
 

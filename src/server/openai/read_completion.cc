@@ -52,6 +52,7 @@ std::vector<RawPrompt> read_prompts(FieldReader& fields) {
     return {};
   }
   std::vector<RawPrompt> prompts;
+  prompts.reserve(list->size());
   for (size_t i = 0; i < list->size(); ++i)
     prompts.push_back(read_one(fields, (*list)[i], fmt::format("prompt[{}]", i)));
   return prompts;
