@@ -21,7 +21,7 @@ std::vector<int> resume_points(const Prompt& prompt, const PromptBuilder& prompt
   }
   std::vector<int> points;
   for (const ImageSpan& image : prompt.images) {
-    const auto end = static_cast<size_t>(image.position + image.count);
+    const auto end = static_cast<size_t>(image.position) + static_cast<size_t>(image.count);
     const bool closed = end < prompt.ids.size() && prompt.ids[end] == special.eoi;
     points.push_back(image.position + image.count + (closed ? 1 : 0));
   }
