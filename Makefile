@@ -42,12 +42,16 @@ IMAGE ?= models/examples/word.png
 QUESTION ?= What word is in the picture?
 # What the answer must contain (.ci/run looks for it): one word that is right or wrong as a whole.
 ANSWER ?= violin
+SERVE := $(JEWEL) serve $(MODEL) --host 127.0.0.1
 ASK := $(JEWEL) run $(MODEL) --temperature 0 --image $(IMAGE)
 
-run: build  ## build, and ask the demo model about a bundled picture
+run: build  ## build, ask the demo model about a bundled picture, then serve it on 127.0.0.1:8000 (ONCE=1: do not serve)
 	@echo '$$ $(ASK) "$(QUESTION)"' >&2
 	@$(ASK) "$(QUESTION)"
-# ONCE=1 stops here. Serving on 127.0.0.1:8000 comes after the answer once there is a server.
+ifndef ONCE
+	@echo '$$ $(SERVE)' >&2
+	@exec $(SERVE)
+endif
 
 test: setup build/release/build.ninja  ## release build and every CPU test
 	@cmake --build build/release -j $(JOBS)
