@@ -2,9 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <charconv>
-#include <cstdio>
 #include <fstream>
 
 #include "backend/cpu/cpu_backend.h"
@@ -19,10 +17,11 @@ constexpr int kCpuSlots = 4;
 
 // What the machine says it could hand out, without its swap.
 size_t available_memory_bytes() {
-  std::ifstream lines("/proc/meminfo");
-  for (std::string line; std::getline(lines, line);) {
-    unsigned long long kib = 0;
-    if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &kib) == 1) return static_cast<size_t>(kib) << 10;
+  std::ifstream words("/proc/meminfo");
+  std::string word;
+  size_t kib = 0;
+  while (words >> word) {
+    if (word == "MemAvailable:" && words >> kib) return kib << 10;
   }
   return size_t{4} << 30;
 }
