@@ -150,10 +150,10 @@ struct Result {
   std::vector<double> values;  // [rows, n]
 };
 Result run_product(DecodeProduct p, const TiledWeight& w) {
-  const int out_n = p.out_kind == ProductOut::kGatedUp ? w.n / 2 : w.n;
-  const int parts = p.out_kind == ProductOut::kF32 ? product_splits(w.k) : 1;
+  const int out_n = p.out_kind == DecodeOut::kGatedUp ? w.n / 2 : w.n;
+  const int parts = p.out_kind == DecodeOut::kF32 ? product_splits(w.k) : 1;
   const size_t count = static_cast<size_t>(p.rows) * static_cast<size_t>(out_n);
-  const bool half = p.out_kind == ProductOut::kGatedUp || p.out_kind == ProductOut::kGatedPle;
+  const bool half = p.out_kind == DecodeOut::kGatedUp || p.out_kind == DecodeOut::kGatedPle;
   void* out = device_array<float>(count * static_cast<size_t>(parts));
   p.w = w;
   p.out = out;
@@ -188,7 +188,7 @@ double relative_error(const std::vector<double>& got, const std::vector<double>&
   return std::sqrt(e / n);
 }
 
-void check_product(int n, int k, TileFormat format, ProductOut kind, bool natural,
+void check_product(int n, int k, TileFormat format, DecodeOut kind, bool natural,
                    const std::vector<int>& row_counts, bool portable) {
   const int most = *std::max_element(row_counts.begin(), row_counts.end());
   const TiledWeight w = random_weight(n, k, format);
@@ -200,24 +200,23 @@ void check_product(int n, int k, TileFormat format, ProductOut kind, bool natura
       w, x, most, reference);
   const auto sums = to_host(reference, static_cast<size_t>(most) * n);
   const auto ple_host = to_host(ple, static_cast<size_t>(most) * n);
-  const int out_n = kind == ProductOut::kGatedUp ? n / 2 : n;
+  const int out_n = kind == DecodeOut::kGatedUp ? n / 2 : n;
   std::vector<double> want(static_cast<size_t>(most) * out_n);
   for (int r = 0; r < most; ++r) {
     for (int i = 0; i < out_n; ++i) {
       const double* row = sums.data() + static_cast<size_t>(r) * n;
       const size_t at = static_cast<size_t>(r) * out_n + i;
-      if (kind == ProductOut::kF32) want[at] = row[i];
-      if (kind == ProductOut::kLogits) want[at] = 30 * std::tanh(row[i] / 30);
-      if (kind == ProductOut::kGatedPle)
+      if (kind == DecodeOut::kF32) want[at] = row[i];
+      if (kind == DecodeOut::kLogits) want[at] = 30 * std::tanh(row[i] / 30);
+      if (kind == DecodeOut::kGatedPle)
         want[at] = gelu(row[i]) * static_cast<double>(ple_host[static_cast<size_t>(r) * n + i]);
-      if (kind == ProductOut::kGatedUp)
-        want[at] = gelu(row[i / 8 * 16 + i % 8]) * row[i / 8 * 16 + i % 8 + 8];
+      if (kind == DecodeOut::kGatedUp) want[at] = gelu(row[i / 8 * 16 + i % 8]) * row[i / 8 * 16 + i % 8 + 8];
     }
   }
   DecodeProduct p{.out_kind = kind,
                   .ple = ple,
                   .ple_stride = n,
-                  .cap = kind == ProductOut::kLogits ? 30.0f : 0,
+                  .cap = kind == DecodeOut::kLogits ? 30.0f : 0,
                   .portable = portable};
   p.x_order = natural ? XOrder::kNatural : XOrder::kSlots;
   const auto run = [&](int rows, int first) {
@@ -251,7 +250,7 @@ void check_product(int n, int k, TileFormat format, ProductOut kind, bool natura
       bits = bits && same;
     }
   }
-  const bool half = kind == ProductOut::kGatedUp || kind == ProductOut::kGatedPle;
+  const bool half = kind == DecodeOut::kGatedUp || kind == DecodeOut::kGatedPle;
   const char* kinds[] = {"f32", "gated up", "gated ple", "logits"};
   report(std::to_string(n) + " x " + std::to_string(k) + (format == TileFormat::kBF16 ? " bf16 " : " f8 ") +
              kinds[static_cast<int>(kind)] + (natural ? " natural" : "") + " rows " + rows_list + differing,
@@ -357,24 +356,24 @@ void check(bool portable) {
   const std::vector<int> rows = {1, 3, 8, 16, 17, 32, 64, 100, 128};
   const auto f8 = TileFormat::kF8E4M3, bf = TileFormat::kBF16;
   for (TileFormat f : {f8, bf}) {
-    check_product(3072, 2560, f, ProductOut::kF32, false, rows, portable);
-    check_product(2560, 2048, f, ProductOut::kF32, true, rows, portable);
-    check_product(2560, 4096, f, ProductOut::kF32, true, rows, portable);
-    check_product(20480, 2560, f, ProductOut::kGatedUp, false, rows, portable);
-    check_product(2560, 10240, f, ProductOut::kF32, false, rows, portable);
-    check_product(256, 2560, f, ProductOut::kGatedPle, false, rows, portable);
-    check_product(2560, 256, f, ProductOut::kF32, false, rows, portable);
-    check_product(8192, 2560, f, ProductOut::kLogits, false, rows, portable);
-    check_product(1536, 12288, f, ProductOut::kF32, false, rows, portable);
-    check_product(1536, 6144, f, ProductOut::kF32, false, rows, portable);
-    check_product(2560, 1536, f, ProductOut::kF32, false, rows, portable);
-    check_product(1024, 192, f, ProductOut::kF32, false, rows, portable);
-    check_product(768, 192, f, ProductOut::kGatedUp, false, rows, portable);
-    check_product(192, 384, f, ProductOut::kF32, false, rows, portable);
-    check_product(192, 512, f, ProductOut::kF32, true, rows, portable);
-    check_product(64, 192, f, ProductOut::kGatedPle, false, rows, portable);
-    check_product(192, 64, f, ProductOut::kF32, false, rows, portable);
-    check_product(1280, 192, f, ProductOut::kLogits, false, rows, portable);
+    check_product(3072, 2560, f, DecodeOut::kF32, false, rows, portable);
+    check_product(2560, 2048, f, DecodeOut::kF32, true, rows, portable);
+    check_product(2560, 4096, f, DecodeOut::kF32, true, rows, portable);
+    check_product(20480, 2560, f, DecodeOut::kGatedUp, false, rows, portable);
+    check_product(2560, 10240, f, DecodeOut::kF32, false, rows, portable);
+    check_product(256, 2560, f, DecodeOut::kGatedPle, false, rows, portable);
+    check_product(2560, 256, f, DecodeOut::kF32, false, rows, portable);
+    check_product(8192, 2560, f, DecodeOut::kLogits, false, rows, portable);
+    check_product(1536, 12288, f, DecodeOut::kF32, false, rows, portable);
+    check_product(1536, 6144, f, DecodeOut::kF32, false, rows, portable);
+    check_product(2560, 1536, f, DecodeOut::kF32, false, rows, portable);
+    check_product(1024, 192, f, DecodeOut::kF32, false, rows, portable);
+    check_product(768, 192, f, DecodeOut::kGatedUp, false, rows, portable);
+    check_product(192, 384, f, DecodeOut::kF32, false, rows, portable);
+    check_product(192, 512, f, DecodeOut::kF32, true, rows, portable);
+    check_product(64, 192, f, DecodeOut::kGatedPle, false, rows, portable);
+    check_product(192, 64, f, DecodeOut::kF32, false, rows, portable);
+    check_product(1280, 192, f, DecodeOut::kLogits, false, rows, portable);
   }
   check_norm(2560, 1, true, true, portable);
   check_norm(2560, 4, false, true, portable);
@@ -585,16 +584,16 @@ struct Bench {
     struct Kind {
       const char* name;
       TiledWeight DecodeLayer::* w;
-      ProductOut out;
+      DecodeOut out;
       bool norm, update, pre;
     };
     const Kind kinds[] = {
-        {"norm + qkv", &DecodeLayer::qkv, ProductOut::kF32, true, true, true},
-        {"o", &DecodeLayer::o, ProductOut::kF32, false, false, false},
-        {"norm + gate-up", &DecodeLayer::gate_up, ProductOut::kGatedUp, true, true, true},
-        {"down", &DecodeLayer::down, ProductOut::kF32, false, false, false},
-        {"update + PLE gate", &DecodeLayer::ple_gate, ProductOut::kGatedPle, true, true, false},
-        {"PLE up", &DecodeLayer::ple_up, ProductOut::kF32, false, false, false}};
+        {"norm + qkv", &DecodeLayer::qkv, DecodeOut::kF32, true, true, true},
+        {"o", &DecodeLayer::o, DecodeOut::kF32, false, false, false},
+        {"norm + gate-up", &DecodeLayer::gate_up, DecodeOut::kGatedUp, true, true, true},
+        {"down", &DecodeLayer::down, DecodeOut::kF32, false, false, false},
+        {"update + PLE gate", &DecodeLayer::ple_gate, DecodeOut::kGatedPle, true, true, false},
+        {"PLE up", &DecodeLayer::ple_up, DecodeOut::kF32, false, false, false}};
     std::printf("rows %d, each kind alone, 42 in a row\n%-20s %9s %9s %9s\n", rows, "kernel", "floor ms",
                 "ms", "us over");
     const auto line = [&](const char* name, double bytes, double ms, int n) {
@@ -626,10 +625,10 @@ struct Bench {
           } else {
             p.x = kind.w == &DecodeLayer::o ? b.attended : kind.w == &DecodeLayer::down ? b.wide : b.ple_mid;
           }
-          p.out = kind.out == ProductOut::kGatedUp    ? b.wide
-                  : kind.out == ProductOut::kGatedPle ? b.ple_mid
-                  : kind.norm                         ? static_cast<void*>(b.qkv)
-                                                      : b.y;
+          p.out = kind.out == DecodeOut::kGatedUp    ? b.wide
+                  : kind.out == DecodeOut::kGatedPle ? b.ple_mid
+                  : kind.norm                        ? static_cast<void*>(b.qkv)
+                                                     : b.y;
           CUDA_OK(launch_decode_product(p, s));
         }
       });
@@ -665,7 +664,7 @@ struct Bench {
                                                 .h_out = b.h[1],
                                                 .pre_norm = model.final_norm},
                                        .x_scratch = b.x,
-                                       .out_kind = ProductOut::kLogits,
+                                       .out_kind = DecodeOut::kLogits,
                                        .out = step.logits,
                                        .cap = 30,
                                        .portable = step.portable},

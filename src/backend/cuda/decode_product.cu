@@ -98,7 +98,7 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
 }
 
 __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
-    const __grid_constant__ ResidualNorm norm, int rows, int hidden, uint8_t* x) {
+    const __grid_constant__ DecodeNorm norm, int rows, int hidden, uint8_t* x) {
   __shared__ __align__(16) float scratch[kNormScratch];
   __shared__ __align__(16) float weights[2 * kMaxHidden];
   const int row = static_cast<int>(blockIdx.x);
@@ -162,12 +162,12 @@ const Device& product_device() {
   return d;
 }
 
-cudaError_t launch_residual_norm(const ResidualNorm& norm, int rows, int hidden, void* x, bool overlap,
-                                 cudaStream_t stream) {
+cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, bool overlap,
+                               cudaStream_t stream) {
   if (hidden > kMaxHidden || hidden % 4 != 0 || rows < 1) return cudaErrorInvalidValue;
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)), .overlap = overlap};
-  return launch_kernel<ResidualNorm, int, int, uint8_t*>(residual_norm_kernel, shape, stream, norm, rows,
-                                                         hidden, static_cast<uint8_t*>(x));
+  return launch_kernel<DecodeNorm, int, int, uint8_t*>(residual_norm_kernel, shape, stream, norm, rows,
+                                                       hidden, static_cast<uint8_t*>(x));
 }
 
 cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
@@ -191,7 +191,7 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .cap = p.cap,
                    .bulk_x = !p.portable && product_device().dependent_launch};
   if (p.x == nullptr) {
-    const cudaError_t error = launch_residual_norm(p.norm, p.rows, p.w.k, p.x_scratch, overlap, stream);
+    const cudaError_t error = launch_decode_norm(p.norm, p.rows, p.w.k, p.x_scratch, overlap, stream);
     if (error != cudaSuccess) return error;
     args.x = static_cast<const uint8_t*>(p.x_scratch);
     args.x_order = XOrder::kSlots;

@@ -54,7 +54,7 @@ enum class XOrder : uint8_t { kSlots, kNatural };  // natural: BF16 [rows, k]
 
 // h_out = (h + RMS(sum of y's parts) * post_norm) * scale, row by row; then x = RMS(h_out) * pre_norm.
 // h_out and h are different buffers: blocks of one launch read h while one of them writes h_out.
-struct ResidualNorm {
+struct DecodeNorm {
   const float* h = nullptr;  // [rows, hidden]
   const float* y = nullptr;  // [y_parts][rows, hidden]; null: h_out = h, and h_out is not written
   int y_parts = 1;
@@ -65,7 +65,7 @@ struct ResidualNorm {
   float eps = 1e-6f;
 };
 
-enum class ProductOut : uint8_t {
+enum class DecodeOut : uint8_t {
   kF32,       // out: float [product_splits(k)][rows, n], every split apart
   kGatedUp,   // rows of W: 8 of gate, 8 of up, in turn. out: BF16 slot order [n / 2], gelu_tanh(gate) * up
   kGatedPle,  // out: BF16 slot order [n], gelu_tanh(sum) * ple[row * ple_stride + column]
@@ -78,10 +78,10 @@ struct DecodeProduct {
   // The input: x, or, where x is null, what `norm` makes, by way of x_scratch: BF16 [rows, k].
   const void* x = nullptr;
   XOrder x_order = XOrder::kSlots;
-  ResidualNorm norm;
+  DecodeNorm norm;
   void* x_scratch = nullptr;
 
-  ProductOut out_kind = ProductOut::kF32;
+  DecodeOut out_kind = DecodeOut::kF32;
   void* out = nullptr;
   const float* ple = nullptr;
   int64_t ple_stride = 0;
@@ -96,7 +96,7 @@ struct DecodeProduct {
 cudaError_t launch_decode_product(const DecodeProduct& product, cudaStream_t stream);
 
 // The residual update and norm alone; x may be null (only h_out is wanted), x in slot order.
-cudaError_t launch_residual_norm(const ResidualNorm& norm, int rows, int hidden, void* x, bool overlap,
-                                 cudaStream_t stream);
+cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, bool overlap,
+                               cudaStream_t stream);
 
 }  // namespace jewel::cuda

@@ -19,7 +19,7 @@ struct ProductArgs {
   int n;
   const uint8_t* x;
   XOrder x_order;
-  ProductOut out_kind;
+  DecodeOut out_kind;
   void* out;
   const float* ple;
   int64_t ple_stride;
@@ -36,16 +36,16 @@ constexpr int kRedPitch = 20;  // floats from one activation row to the next: st
 __device__ __forceinline__ float2 tile_scales(const ProductArgs& a, int row_tile, int tid) {
   const auto scale_of = [&](int row) { return a.row_scale == nullptr ? 1.0f : __ldg(a.row_scale + row); };
   const int row = min(row_tile, a.row_tiles - 1) * 16;
-  if (a.out_kind == ProductOut::kGatedUp) return {scale_of(row + tid % 8), scale_of(row + 8 + tid % 8)};
+  if (a.out_kind == DecodeOut::kGatedUp) return {scale_of(row + tid % 8), scale_of(row + 8 + tid % 8)};
   return {scale_of(row + tid % 16), 0};
 }
 
 // Stores the finished value of `row` and W's row `column` (every kind but kGatedUp).
 __device__ __forceinline__ void store_value(const ProductArgs& a, int split, int row, int column,
                                             float value) {
-  if (a.out_kind == ProductOut::kF32) {
+  if (a.out_kind == DecodeOut::kF32) {
     static_cast<float*>(a.out)[(static_cast<int64_t>(split) * a.rows + row) * a.n + column] = value;
-  } else if (a.out_kind == ProductOut::kGatedPle) {
+  } else if (a.out_kind == DecodeOut::kGatedPle) {
     static_cast<__nv_bfloat16*>(a.out)[slot_order(row, column, a.rows)] =
         __float2bfloat16_rn(__fmul_rn(gelu_tanh(value), __ldcg(a.ple + row * a.ple_stride + column)));
   } else {
@@ -86,7 +86,7 @@ __device__ __forceinline__ void finish_tile(const ProductArgs& a, const float* s
     for (int w = 1; w < kProductWarps; ++w) sum += sums[(w * warp_rows + row) * kRedPitch + i];
     return sum;
   };
-  if (a.out_kind == ProductOut::kGatedUp) {
+  if (a.out_kind == DecodeOut::kGatedUp) {
     for (int i = tid; i < 8 * rows; i += kProductThreads) {
       const int row = i / 8, f = i % 8;
       store_gated(a, first_row + row, row_tile * 8 + f, __fmul_rn(sum_at(row, f), scale.x),

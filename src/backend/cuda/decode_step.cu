@@ -12,30 +12,30 @@ class Chain {
   }
 
   void layer(const DecodeLayer& l, const float* ple) {
-    normed(l.qkv, l.input_norm, ProductOut::kF32, b_.qkv);
+    normed(l.qkv, l.input_norm, DecodeOut::kF32, b_.qkv);
     attend(l);
     const int width = l.attention.n_heads * l.attention.head_dim;
     plain(l.o, b_.attended, b_.y, width);
     owe(l.o, l.post_attention_norm, 1);
-    normed(l.gate_up, l.pre_feedforward_norm, ProductOut::kGatedUp, b_.wide);
+    normed(l.gate_up, l.pre_feedforward_norm, DecodeOut::kGatedUp, b_.wide);
     plain(l.down, b_.wide, b_.y, l.gate_up.n / 2);
     if (l.ple_gate.n == 0) {
       owe(l.down, l.post_feedforward_norm, l.layer_scalar);
       return;
     }
     owe(l.down, l.post_feedforward_norm, 1);
-    normed(l.ple_gate, nullptr, ProductOut::kGatedPle, b_.ple_mid, ple);
+    normed(l.ple_gate, nullptr, DecodeOut::kGatedPle, b_.ple_mid, ple);
     plain(l.ple_up, b_.ple_mid, b_.y, l.ple_gate.n);
     owe(l.ple_up, l.post_ple_norm, l.layer_scalar);
   }
 
-  void head() { normed(s_.head, s_.final_norm, ProductOut::kLogits, s_.logits); }
+  void head() { normed(s_.head, s_.final_norm, DecodeOut::kLogits, s_.logits); }
 
   // The residual stream with nothing owed to it.
   float* settle() {
     if (pending_.y != nullptr) {
       pending_.pre_norm = nullptr;
-      keep(launch_residual_norm(pending_, s_.rows.n, s_.hidden, nullptr, !s_.portable, stream_));
+      keep(launch_decode_norm(pending_, s_.rows.n, s_.hidden, nullptr, !s_.portable, stream_));
       paid();
     }
     return b_.h[current_];
@@ -62,7 +62,7 @@ class Chain {
     pending_.y = nullptr;
   }
 
-  void normed(const TiledWeight& w, const float* norm, ProductOut kind, void* out,
+  void normed(const TiledWeight& w, const float* norm, DecodeOut kind, void* out,
               const float* ple = nullptr) {
     pending_.pre_norm = norm;
     keep(launch_decode_product({.w = w,
@@ -105,7 +105,7 @@ class Chain {
   const DecodeStep& s_;
   const DecodeBuffers& b_;
   cudaStream_t stream_;
-  ResidualNorm pending_;
+  DecodeNorm pending_;
   int current_ = 0;
   cudaError_t error_ = cudaSuccess;
 };

@@ -168,7 +168,7 @@ __device__ __forceinline__ void block_sums(float (&sum)[kSums], float* scratch) 
 
 // Norm weights, [2][hidden] in shared memory: post, then pre. Fetched before the wait, since no kernel writes
 // them; a thread reads only what it copied itself.
-__device__ __forceinline__ void fetch_norm_weights(const ResidualNorm& norm, int hidden, float* to) {
+__device__ __forceinline__ void fetch_norm_weights(const DecodeNorm& norm, int hidden, float* to) {
   for (int i = static_cast<int>(threadIdx.x); 4 * i < hidden; i += kProductThreads) {
     if (norm.y != nullptr) copy_async_16(shared_address(to + 4 * i), norm.post_norm + 4 * i);
     if (norm.pre_norm != nullptr) copy_async_16(shared_address(to + hidden + 4 * i), norm.pre_norm + 4 * i);
@@ -196,7 +196,7 @@ __device__ __forceinline__ void load_row(const float* rows, int row, int hidden,
   }
 }
 
-// One row of ResidualNorm by a block of kProductThreads, h being the thread's columns of norm.h. `store`
+// One row of DecodeNorm by a block of kProductThreads, h being the thread's columns of norm.h. `store`
 // takes (column of 4, the values as BF16 in slot order). Every operation is written out, so that no
 // compilation fuses what another does not: kernels that norm a row in front of a product and the kernel that
 // does nothing else agree bit by bit. `scratch`: kNormScratch floats.
@@ -205,7 +205,7 @@ __device__ __forceinline__ void load_row(const float* rows, int row, int hidden,
 // is sum h^2 + 2 r sum h q + r^2 sum q^2.
 constexpr int kNormScratch = 4 * kProductWarps;
 template <class Store>
-__device__ __forceinline__ void residual_norm_row(const ResidualNorm& norm, const float* weights,
+__device__ __forceinline__ void residual_norm_row(const DecodeNorm& norm, const float* weights,
                                                   float4 (&h)[kNormVectors], int row, int rows, int hidden,
                                                   bool write_h, float* scratch, const Store& store) {
   const int thread = static_cast<int>(threadIdx.x);
@@ -271,7 +271,7 @@ __device__ __forceinline__ void residual_norm_row(const ResidualNorm& norm, cons
 // The residual stream of the rows that one block norms. A kernel of this folder lets the next one start only
 // after its own wait, when all kernels ahead of it are complete; so where an update is owed (y), h itself was
 // complete before this kernel began and its first row can be fetched before the wait.
-__device__ __forceinline__ void fetch_first_row(const ResidualNorm& norm, int row, int hidden,
+__device__ __forceinline__ void fetch_first_row(const DecodeNorm& norm, int row, int hidden,
                                                 float4 (&h)[kNormVectors]) {
   if (norm.y != nullptr) load_row(norm.h, row, hidden, h);
 }
