@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <boost/json.hpp>
+#include <charconv>
 #include <utility>
 
 #include "base/check.h"
@@ -32,7 +33,8 @@ bool equals_ignoring_case(std::string_view s, std::string_view lower) {
   return true;
 }
 
-// JSON's own grammar of numbers: 007 and 1. and +5 are strings, as a postcode should be.
+// JSON's own grammar of numbers: 007 and 1. and +5 are strings, as a postcode should be. So is what no float64
+// holds (1e999): clients' parsers disagree about it or refuse the whole object.
 bool is_json_number(std::string_view s) {
   size_t i = 0;
   const auto digits = [&] {
@@ -52,7 +54,9 @@ bool is_json_number(std::string_view s) {
     if (i < s.size() && (s[i] == '+' || s[i] == '-')) ++i;
     if (!digits()) return false;
   }
-  return i == s.size();
+  if (i != s.size()) return false;
+  double value = 0;
+  return std::from_chars(s.data(), s.data() + s.size(), value).ec == std::errc();
 }
 
 void append_escaped(std::string& out, char c) {
