@@ -33,8 +33,8 @@ bool equals_ignoring_case(std::string_view s, std::string_view lower) {
   return true;
 }
 
-// JSON's own grammar of numbers: 007 and 1. and +5 are strings, as a postcode should be. So is what no float64
-// holds (1e999): clients' parsers disagree about it or refuse the whole object.
+// JSON's own grammar of numbers: 007 and 1. and +5 are strings, as a postcode should be. So is what no
+// float64 holds (1e999): clients' parsers disagree about it or refuse the whole object.
 bool is_json_number(std::string_view s) {
   size_t i = 0;
   const auto digits = [&] {
