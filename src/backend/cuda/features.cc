@@ -5,19 +5,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/cuda/product_weight.h"
 #include "backend/cuda/vision_encoder.h"
 
 namespace jewel::cuda {
 namespace {
-
-ProductWeight product_weight(const DeviceLinear& w) {
-  return {.tiles = w.tiles,
-          .format = w.fp8 ? WeightFormat::kF8E4M3 : WeightFormat::kBF16,
-          .out = w.n,
-          .in = w.k,
-          .row_scale = w.row_scale,
-          .row_clamp = w.row_clamp};
-}
 
 Bounds bounds(const DeviceBounds& b) {
   return {.min = b.min, .max = b.max};

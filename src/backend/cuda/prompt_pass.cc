@@ -5,6 +5,7 @@
 #include "backend/cuda/passes.h"
 #include "backend/cuda/prefill_product.h"
 #include "backend/cuda/prefill_rows.h"
+#include "backend/cuda/product_weight.h"
 #include "backend/cuda/qkv_post.h"
 #include "backend/cuda/quantize_rows.h"
 #include "backend/cuda/step_ops.h"
@@ -15,15 +16,6 @@ namespace {
 // What a BF16 model makes of a scalar that its reference holds in BF16.
 float rounded_to_bf16(float value) {
   return __bfloat162float(__float2bfloat16(value));
-}
-
-ProductWeight product_weight(const DeviceLinear& w) {
-  return {.tiles = w.tiles,
-          .format = w.fp8 ? WeightFormat::kF8E4M3 : WeightFormat::kBF16,
-          .out = w.n,
-          .in = w.k,
-          .row_scale = w.row_scale,
-          .row_clamp = w.row_clamp};
 }
 
 // A product's input, in the form that its weights take.
