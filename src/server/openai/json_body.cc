@@ -21,14 +21,16 @@ constexpr size_t kLeastMemory = size_t{48} << 20;
 }  // namespace
 
 void* JsonBody::Memory::do_allocate(size_t bytes, size_t alignment) {
+  // Plain new serves every alignment that Boost.JSON asks for; it gives memory back without saying which it was.
+  JEWEL_CHECK(alignment <= __STDCPP_DEFAULT_NEW_ALIGNMENT__);
   if (bytes > left_) throw std::bad_alloc();
   left_ -= bytes;
-  return ::operator new(bytes, std::align_val_t(alignment));
+  return ::operator new(bytes);
 }
 
-void JsonBody::Memory::do_deallocate(void* p, size_t bytes, size_t alignment) {
+void JsonBody::Memory::do_deallocate(void* p, size_t bytes, size_t /*alignment*/) {
   left_ += bytes;
-  ::operator delete(p, std::align_val_t(alignment));
+  ::operator delete(p);
 }
 
 Result<std::unique_ptr<JsonBody>> JsonBody::parse(std::string_view text) {
