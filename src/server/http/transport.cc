@@ -2,7 +2,9 @@
 
 #include <poll.h>
 
+#include <boost/asio/ip/address.hpp>
 #include <boost/asio/redirect_error.hpp>
+#include <boost/asio/ssl/host_name_verification.hpp>
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
@@ -41,9 +43,18 @@ class TlsTransport final : public Transport {
  public:
   TlsTransport(StreamSocket socket, asio::ssl::context& context)
       : Transport(std::move(socket)), stream_(socket_, context) {}
+  TlsTransport(StreamSocket socket, asio::ssl::context& context, const std::string& host)
+      : Transport(std::move(socket)), stream_(socket_, context), side_(asio::ssl::stream_base::client) {
+    // RFC 6066: names only, no addresses.
+    error_code not_an_address;
+    asio::ip::make_address(host, not_an_address);
+    if (not_an_address) ::SSL_set_tlsext_host_name(stream_.native_handle(), host.c_str());
+    stream_.set_verify_callback(asio::ssl::host_name_verification(host));
+  }
 
   asio::awaitable<void> handshake(error_code& error) override {
-    co_await stream_.async_handshake(asio::ssl::stream_base::server, into(error));
+    co_await stream_.async_handshake(side_, into(error));
+    if (error && take_timed_out()) error = asio::error::timed_out;
   }
   // The close_notify, without which a client may not trust a body that ends with the connection.
   asio::awaitable<void> end_output() override {
@@ -62,6 +73,7 @@ class TlsTransport final : public Transport {
 
  private:
   asio::ssl::stream<StreamSocket&> stream_;
+  asio::ssl::stream_base::handshake_type side_ = asio::ssl::stream_base::server;
 };
 
 }  // namespace
@@ -124,6 +136,12 @@ void Transport::close() {
 std::shared_ptr<Transport> make_transport(StreamSocket socket, asio::ssl::context* tls) {
   if (tls == nullptr) return std::make_shared<PlainTransport>(std::move(socket));
   return std::make_shared<TlsTransport>(std::move(socket), *tls);
+}
+
+std::shared_ptr<Transport> make_client_transport(StreamSocket socket, asio::ssl::context* tls,
+                                                 const std::string& host) {
+  if (tls == nullptr) return std::make_shared<PlainTransport>(std::move(socket));
+  return std::make_shared<TlsTransport>(std::move(socket), *tls, host);
 }
 
 }  // namespace jewel

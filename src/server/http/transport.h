@@ -1,5 +1,5 @@
 // A connection's bytes, with or without TLS, over TCP or a Unix socket; one kind of socket serves all, so
-// that the protocol is compiled once. Only for the files of server/http that are made of coroutines.
+// that the protocol is compiled once. Only for files made of coroutines: of server/http, and of client.
 //
 // Every operation ends at the deadline that was set last, with error::timed_out; the socket stays open, so
 // that a timeout can still be answered. One strand per connection.
@@ -13,6 +13,7 @@
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <memory>
+#include <string>
 
 namespace jewel {
 
@@ -61,5 +62,10 @@ class Transport : public std::enable_shared_from_this<Transport> {
 
 // `tls` nullptr: plain. The context outlives the transport.
 std::shared_ptr<Transport> make_transport(StreamSocket socket, asio::ssl::context* tls);
+
+// From a client's side: with TLS, the server is told that `host` is wanted; the context says whether it must
+// prove to be that host.
+std::shared_ptr<Transport> make_client_transport(StreamSocket socket, asio::ssl::context* tls,
+                                                 const std::string& host);
 
 }  // namespace jewel
