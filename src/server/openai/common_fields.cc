@@ -139,19 +139,6 @@ void read_stream_options(FieldReader& fields, const AskDefaults& defaults, Asked
   if (options.failed()) fields.fail(options.error());
 }
 
-void read_limits(FieldReader& fields, const AskDefaults& defaults, Request& request) {
-  const std::optional<int> older = fields.count("max_tokens", 1);
-  const std::optional<int> newer = fields.count("max_completion_tokens", 1);
-  request.max_tokens = newer ? *newer : older ? *older : defaults.max_tokens.value_or(0);
-  request.min_tokens = fields.count("min_tokens", 0).value_or(0);
-  request.ignore_eos = fields.boolean("ignore_eos").value_or(false);
-  request.thinking_budget = fields.count("thinking_token_budget", 0);
-  if (defaults.request_timeout_s > 0) {
-    request.deadline = std::chrono::steady_clock::now() +
-                       std::chrono::milliseconds(static_cast<int64_t>(defaults.request_timeout_s * 1000));
-  }
-}
-
 }  // namespace
 
 Result<void> check_model(const std::string& model, const AskDefaults& defaults) {
@@ -175,33 +162,49 @@ void read_sampling(FieldReader& fields, Sampling& sampling) {
   take(fields.number("frequency_penalty"), sampling.frequency_penalty);
 }
 
-void read_common(FieldReader& fields, const AskDefaults& defaults, Asked& asked, Request& request) {
+void read_model(FieldReader& fields, const AskDefaults& defaults, Asked& asked) {
   const std::string model = fields.text("model").value_or("");
   if (const auto known = check_model(model, defaults); !known.ok()) fields.fail(known.error());
   asked.model = model.empty() ? defaults.model_names.front() : model;
-  asked.n = fields.count("n", 1, kMaxChoices).value_or(1);
-  read_stream_options(fields, defaults, asked);
+}
 
+void read_serving(FieldReader& fields, const AskDefaults& defaults, Request& request) {
   request.sampling = defaults.sampling;
   request.sampling.seed = defaults.seed;
   read_sampling(fields, request.sampling);
   read_seed(fields, request.sampling);
   read_logit_bias(fields, request.sampling);
-  read_limits(fields, defaults, request);
-  read_stop(fields, request);
+  request.min_tokens = fields.count("min_tokens", 0).value_or(0);
+  request.ignore_eos = fields.boolean("ignore_eos").value_or(false);
+  request.thinking_budget = fields.count("thinking_token_budget", 0);
   if (auto ids = fields.ids("stop_token_ids")) request.stop_token_ids = *std::move(ids);
   request.include_stop_in_output = fields.boolean("include_stop_str_in_output").value_or(false);
-  read_response_format(fields, request.grammar);
   read_structured_outputs(fields, request.grammar);
   request.max_soft_tokens = defaults.max_soft_tokens;
   read_image_budget(fields, request);
-  request.prompt_logprobs = fields.count("prompt_logprobs", 0);
   request.skip_special_tokens = fields.boolean("skip_special_tokens").value_or(true);
-  asked.return_token_ids = fields.boolean("return_token_ids").value_or(false);
-  request.return_prompt_ids = asked.return_token_ids;
   request.priority = static_cast<int>(fields.integer("priority", -1'000'000, 1'000'000).value_or(0));
   request.cache_salt = fields.text("cache_salt").value_or("");
+  if (defaults.request_timeout_s > 0) {
+    request.deadline = std::chrono::steady_clock::now() +
+                       std::chrono::milliseconds(static_cast<int64_t>(defaults.request_timeout_s * 1000));
+  }
   accept_harmless(fields);
+}
+
+void read_common(FieldReader& fields, const AskDefaults& defaults, Asked& asked, Request& request) {
+  read_model(fields, defaults, asked);
+  asked.n = fields.count("n", 1, kMaxChoices).value_or(1);
+  read_stream_options(fields, defaults, asked);
+  read_response_format(fields, request.grammar);
+  read_serving(fields, defaults, request);  // structured_outputs win over a response_format
+  const std::optional<int> older = fields.count("max_tokens", 1);
+  const std::optional<int> newer = fields.count("max_completion_tokens", 1);
+  request.max_tokens = newer ? *newer : older ? *older : defaults.max_tokens.value_or(0);
+  read_stop(fields, request);
+  request.prompt_logprobs = fields.count("prompt_logprobs", 0);
+  asked.return_token_ids = fields.boolean("return_token_ids").value_or(false);
+  request.return_prompt_ids = asked.return_token_ids;
 }
 
 void accept_harmless(FieldReader& fields) {

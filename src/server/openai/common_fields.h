@@ -1,4 +1,4 @@
-// Fields that chat and completion requests share. For read_chat.cc and read_completion.cc.
+// Fields that requests for text share, whatever their route. For the read_*.cc of this folder.
 #pragma once
 
 #include "server/openai/asked.h"
@@ -6,8 +6,15 @@
 
 namespace jewel {
 
-// Everything but prompt, messages, tools and logprobs, into `asked` and into the one request that all choices
-// begin as. Trouble is left in `fields`.
+// Trouble is left in `fields`.
+void read_model(FieldReader& fields, const AskDefaults& defaults, Asked& asked);
+
+// How an answer is sampled, held and served, by the names that all routes have in common: OpenAI's sampling
+// fields and vLLM's extensions.
+void read_serving(FieldReader& fields, const AskDefaults& defaults, Request& request);
+
+// Those, and what only chat and completion requests have: everything but prompt, messages, tools and
+// logprobs, into `asked` and into the one request that all choices begin as.
 void read_common(FieldReader& fields, const AskDefaults& defaults, Asked& asked, Request& request);
 
 // n copies of the request; a seed that was given is counted up, so that choices differ and can be repeated.
