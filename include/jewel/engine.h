@@ -45,9 +45,14 @@ struct EngineOptions {
       "auto";                // GPU: auto (the checkpoint's), fp8 (scales per row, made while loading)
   std::string ple = "auto";  // GPU: the per-layer embedding table: auto, device, host
   std::string prefill_activations = "auto";  // GPU: auto (what the checkpoint asks for), bf16, fp8
+  std::string tokenizer;  // directory with tokenizer and template in place of the model's; empty: the model's
+  std::string chat_template;  // Jinja source; empty: the tokenizer's directory's
+  std::string generation_config =
+      "auto";               // sampling defaults: auto (the model's), vllm (none), or a directory
   double kv_cache_gib = 0;  // memory for KV pages in all; 0: what max_num_seqs × max_model_len and the prefix
                             // cache need, as far as there is
   bool prefix_caching = true;
+  bool exact_prefix = false;    // reuse only pages that a prompt's computation wrote, none of an answer's
   double prefix_cache_gib = 4;  // beside the pages of running requests
   int max_waiting = 1024;       // requests waiting for their turn; more are refused (kUnavailable)
   int max_images = 16;          // of one request
@@ -68,8 +73,13 @@ struct ModelInfo {
   int max_num_seqs = 0;
   bool has_vision = false;
   bool has_chat_template = false;
-  int max_soft_tokens = 0;    // of an image, unless the request says otherwise
-  Sampling default_sampling;  // generation_config.json's
+  int max_soft_tokens = 0;  // of an image, unless the request says otherwise
+  int max_logprobs = 0;     // most alternatives a request may ask for; what the backend can give
+  int page_tokens = 0;      // positions in a KV page
+  int n_full_pages = 0;     // of full-attention layers, each over all of these layers
+  int n_sliding_pages = 0;
+  std::optional<int> max_new_tokens;  // generation_config.json's limit for every answer
+  Sampling default_sampling;          // generation_config.json's
   std::vector<int32_t> stop_token_ids;
   std::vector<std::string> notes;  // what a person should know and need not act on
 };

@@ -21,6 +21,7 @@ struct OutputToken {
   int32_t id = 0;
   std::optional<TokenChance> chance;  // when logprobs were asked for
   std::vector<TokenChance> top;       // the best, descending
+  std::string bytes;                  // of a token of the prompt: what it prints
 };
 
 // A piece of the answer. Pieces of one kind, put together, are the whole; what was said never changes.

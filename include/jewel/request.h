@@ -64,11 +64,23 @@ struct Grammar {
     kJsonSchema,  // text: the schema
     kRegex,       // text: matches the whole answer; Rust's syntax, without look-around and back-references
     kChoice,      // choices: the answer is one of them
-    kLark,        // text: a grammar in llguidance's dialect of Lark
+    kLark,        // text: a grammar in llguidance's dialect of Lark, or in GBNF (rules with ::=)
+    // text: JSON, {"structures": [{begin, schema, end}], "triggers": […]} or {"format": {…}}: free text in
+    // which what a trigger opens must follow its schema.
+    kStructuralTag,
   };
   Kind kind = Kind::kNone;
   std::string text;
   std::vector<std::string> choices;
+};
+
+// An answer that says the same few tokens again and again ends: `repeats` times in a row the same
+// `min_period` to `max_period` tokens, when that makes at least `min_tokens`.
+struct RepetitionLimit {
+  int min_period = 1;
+  int max_period = 64;
+  int repeats = 4;
+  int min_tokens = 64;
 };
 
 enum class ToolChoice : uint8_t {
@@ -93,10 +105,14 @@ struct Request {
   std::string tools;            // JSON text: an array of OpenAI's tool declarations; empty: none
   std::string template_kwargs;  // JSON text: an object of further template variables; empty: none
   std::optional<bool> thinking;
+  bool add_special_tokens = true;  // of a `prompt`: <bos> is put in front when it is not there
   bool add_generation_prompt = true;
   bool continue_final_message = false;  // the last message, an assistant's, is continued instead of answered
   std::optional<int>
       max_soft_tokens;  // per image: 70, 140, 280, 560, 1120; kAutoSoftTokens; unset: the model's
+  // Keeps that many tokens of a longer prompt, its last ones unless `truncate_end`; -1: as many as fit.
+  std::optional<int> truncate_prompt_tokens;
+  bool truncate_end = false;
 
   // How it is answered.
   Sampling sampling;
@@ -111,13 +127,17 @@ struct Request {
   ToolChoice tool_choice = ToolChoice::kAuto;
   std::string tool_name;
   bool parallel_tool_calls = true;
-  bool stop_repetition = false;  // end an answer that says the same few tokens again and again
+  std::optional<RepetitionLimit> stop_repetition;
+  // None of these is said, as the tokenizer spells it at the beginning of a text or behind a space.
+  std::vector<std::string> bad_words;
+  std::optional<std::vector<int32_t>> allowed_token_ids;  // nothing else is sampled, stop tokens neither
   // True: the output is told apart into reasoning, content and calls. False: all of it is content.
   bool parse_output = true;
   bool skip_special_tokens = true;  // when !parse_output
 
   // What comes with it.
-  std::optional<int> logprobs;         // 0: of the sampled token; k: also the k best, at most 20
+  std::optional<int>
+      logprobs;  // 0: of the sampled token; k: also the k best, at most ModelInfo::max_logprobs
   std::optional<int> prompt_logprobs;  // the same for every token of the prompt; switches cached prefixes off
   bool return_prompt_ids = false;
 

@@ -12,10 +12,12 @@
 namespace jewel {
 namespace {
 
-constexpr int kMaxLogprobs = 20;
 constexpr size_t kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxBiases = 1024;
+constexpr size_t kMaxBadWords = 1024;
+constexpr size_t kMaxBadWordBytes = 256;
+constexpr int kMaxPeriod = 1024;  // the guard's work and memory for every token
 constexpr size_t kMaxChoices = 10'000;
 constexpr int64_t kMaxGrammarLines = 1000;  // what the worst of so many costs to refuse: a second
 
@@ -62,6 +64,41 @@ Result<void> check_biases(const Request& request, int vocab_size) {
   for (const int32_t id : request.stop_token_ids) {
     JEWEL_TRY(expect(id >= 0 && id < vocab_size, "stop_token_ids", id,
                      fmt::format("token ids below {}", vocab_size)));
+  }
+  return {};
+}
+
+Result<void> check_limits(const Request& request, int vocab_size) {
+  if (request.allowed_token_ids) {
+    JEWEL_TRY(expect(!request.allowed_token_ids->empty(), "allowed_token_ids", "an empty list",
+                     "at least one token id"));
+    for (const int32_t id : *request.allowed_token_ids) {
+      JEWEL_TRY(expect(id >= 0 && id < vocab_size, "allowed_token_ids", id,
+                       fmt::format("token ids below {}", vocab_size)));
+    }
+  }
+  JEWEL_TRY(expect(request.bad_words.size() <= kMaxBadWords, "bad_words",
+                   fmt::format("{} words", request.bad_words.size()),
+                   fmt::format("at most {}", kMaxBadWords)));
+  for (const std::string& word : request.bad_words) {
+    JEWEL_TRY(
+        expect(word.find_first_not_of(' ') != std::string::npos, "bad_words", "an empty word", "words"));
+    JEWEL_TRY(expect(word.size() <= kMaxBadWordBytes, "bad_words",
+                     fmt::format("a word of {} bytes", word.size()),
+                     fmt::format("at most {} bytes", kMaxBadWordBytes)));
+  }
+  if (request.truncate_prompt_tokens) {
+    JEWEL_TRY(expect(*request.truncate_prompt_tokens == -1 || *request.truncate_prompt_tokens >= 1,
+                     "truncate_prompt_tokens", *request.truncate_prompt_tokens,
+                     "-1 or a count of at least 1"));
+  }
+  if (const auto& limit = request.stop_repetition) {
+    JEWEL_TRY(expect(limit->min_period >= 1 && limit->min_period <= limit->max_period &&
+                         limit->max_period <= kMaxPeriod && limit->repeats >= 2 && limit->repeats <= 1 << 20,
+                     "repetition_detection",
+                     fmt::format("patterns of {} to {} tokens, {} times", limit->min_period,
+                                 limit->max_period, limit->repeats),
+                     fmt::format("patterns of 1 to {} tokens, at least twice", kMaxPeriod)));
   }
   return {};
 }
@@ -186,6 +223,7 @@ Result<void> check_request(const Request& request, const RequestLimits& limits) 
   JEWEL_TRY(check_images(request, limits));
   JEWEL_TRY(check_sampling(request.sampling));
   JEWEL_TRY(check_biases(request, limits.vocab_size));
+  JEWEL_TRY(check_limits(request, limits.vocab_size));
   JEWEL_TRY(check_stops(request));
   JEWEL_TRY(expect(request.max_tokens >= 0, "max_tokens", request.max_tokens, "at least 1, or 0 for all"));
   JEWEL_TRY(expect(request.max_tokens <= limits.max_model_len, "max_tokens", request.max_tokens,
@@ -195,11 +233,13 @@ Result<void> check_request(const Request& request, const RequestLimits& limits) 
     JEWEL_TRY(expect(request.min_tokens <= request.max_tokens, "min_tokens", request.min_tokens,
                      fmt::format("at most max_tokens, {}", request.max_tokens)));
   }
-  const auto is_count = [](const std::optional<int>& n) { return !n || (*n >= 0 && *n <= kMaxLogprobs); };
-  const std::string at_most_20 = fmt::format("0 to {}", kMaxLogprobs);
-  JEWEL_TRY(expect(is_count(request.logprobs), "logprobs", request.logprobs.value_or(0), at_most_20));
+  const auto is_count = [&](const std::optional<int>& n) {
+    return !n || (*n >= 0 && *n <= limits.max_logprobs);
+  };
+  const std::string range = fmt::format("0 to {}, what {} can give", limits.max_logprobs, limits.backend);
+  JEWEL_TRY(expect(is_count(request.logprobs), "logprobs", request.logprobs.value_or(0), range));
   JEWEL_TRY(expect(is_count(request.prompt_logprobs), "prompt_logprobs", request.prompt_logprobs.value_or(0),
-                   at_most_20));
+                   range));
   if (request.thinking_budget)
     JEWEL_TRY(expect(*request.thinking_budget >= 0, "thinking_token_budget", *request.thinking_budget,
                      "at least 0"));

@@ -10,6 +10,8 @@ struct RequestLimits {
   int vocab_size = 0;
   int max_model_len = 0;
   int max_images = 0;
+  int max_logprobs = 20;
+  std::string backend = "the backend";
   bool has_vision = false;
   bool has_chat_template = false;
 };

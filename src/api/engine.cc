@@ -36,7 +36,7 @@ class Engine::Impl {
 
  private:
   Impl(EngineParts parts, const EngineOptions& options) : parts_(std::move(parts)), options_(options) {}
-  void describe(int max_model_len);
+  void describe(int max_model_len, const KvSizes& kv);
   void prepare_and_start(const Request& request, const std::shared_ptr<LiveRequest>& live);
   void on_end(const Finish& finish);
 
@@ -88,6 +88,7 @@ Result<std::unique_ptr<Engine::Impl>> Engine::Impl::make(EngineParts parts, cons
   scheduler.max_waiting = options.max_waiting;
   scheduler.one_ahead = own.one_ahead;
   scheduler.prefix_cache = options.prefix_caching;
+  scheduler.exact_prefix = options.exact_prefix;
   impl->preparer_ = std::make_unique<Preparer>(own, options, plan.max_model_len);
   JEWEL_ASSIGN(impl->loop_, EngineLoop::start(*own.backend, own.config, scheduler));
   impl->link_ = std::make_shared<EngineLink>(impl->loop_.get());
@@ -98,13 +99,13 @@ Result<std::unique_ptr<Engine::Impl>> Engine::Impl::make(EngineParts parts, cons
     own.notes.push_back(
         fmt::format("memory for KV pages allows {} tokens per request, not {}", plan.max_model_len, wanted));
   }
-  impl->describe(plan.max_model_len);
+  impl->describe(plan.max_model_len, plan.sizes);
   if (options.prepare_grammars)
     impl->workers_->post([self = impl.get()] { self->preparer_->prepare_grammars(); });
   return impl;
 }
 
-void Engine::Impl::describe(int max_model_len) {
+void Engine::Impl::describe(int max_model_len, const KvSizes& kv) {
   const BackendInfo& backend = parts_.backend->info();
   const SamplingParams sampling = default_sampling(parts_.config, parts_.generation);
   info_ = {.directory = parts_.directory,
@@ -117,11 +118,18 @@ void Engine::Impl::describe(int max_model_len) {
            .has_vision = parts_.config.vision.has_value(),
            .has_chat_template = parts_.prompts->has_template(),
            .max_soft_tokens = parts_.processor.max_soft_tokens,
+           .max_logprobs = std::min(backend.max_logprobs, parts_.config.text.vocab_size),
+           .page_tokens = kPageTokens,
+           .n_full_pages = kv.n_full_pages,
+           .n_sliding_pages = kv.n_sliding_pages,
+           .max_new_tokens = parts_.generation.max_new_tokens,
            .stop_token_ids = parts_.stop_token_ids,
            .notes = parts_.notes};
   info_.default_sampling.temperature = sampling.temperature;
   info_.default_sampling.top_k = sampling.top_k;
   info_.default_sampling.top_p = sampling.top_p;
+  info_.default_sampling.min_p = sampling.min_p;
+  info_.default_sampling.repetition_penalty = sampling.repetition_penalty;
 }
 
 // Preparing ends first, then the engine, then what turns its last events into Updates; readers that are left

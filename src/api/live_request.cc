@@ -357,6 +357,7 @@ std::vector<OutputToken> LiveRequest::described(const PromptLogprobs& logprobs) 
     } else {
       tokens.push_back(described(format_.prompt_ids[i], &logprobs.token.at(i - 1), logprobs.top.at(i - 1)));
     }
+    tokens.back().bytes = wiring_.tokenizer->token_bytes(format_.prompt_ids[i]);
   }
   return tokens;
 }

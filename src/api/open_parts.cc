@@ -1,5 +1,9 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
+#include <algorithm>
+#include <initializer_list>
+#include <string_view>
 #include <utility>
 
 #include "api/engine_parts.h"
@@ -28,19 +32,64 @@ Result<DType> kv_dtype(const std::string& name, DType activations,
                  "kv_cache_dtype");
 }
 
+Result<void> check_word(const std::string& name, const std::string& field,
+                        std::initializer_list<std::string_view> words) {
+  if (std::ranges::find(words, name) != words.end()) return {};
+  return invalid(fmt::format("{}: found '{}', expected {}", field, name, fmt::join(words, ", ")), field);
+}
+
+// Sampling defaults. "vllm" leaves the ids that end an answer and those that are never said as they are.
+Result<GenerationConfig> generation_config(const std::string& word, const GenerationConfig& model) {
+  if (word == "auto") return model;
+  if (word == "vllm") {
+    return GenerationConfig{
+        .eos_token_ids = model.eos_token_ids, .suppress_tokens = model.suppress_tokens, .do_sample = true};
+  }
+  const std::string path = word + "/generation_config.json";
+  auto json = read_json_object(path);
+  if (!json.ok()) {
+    return invalid(fmt::format("generation_config: found '{}', expected auto, vllm or a directory with "
+                               "generation_config.json ({})",
+                               word, json.error().message),
+                   "generation_config");
+  }
+  JEWEL_ASSIGN(GenerationConfig config, parse_generation_config(*json, path));
+  if (config.eos_token_ids.empty()) config.eos_token_ids = model.eos_token_ids;
+  return config;
+}
+
+// What was asked of a GPU and has no meaning on a CPU, said once.
+void note_gpu_options(const EngineOptions& options, std::vector<std::string>& notes) {
+  const auto note = [&](std::string_view flag, std::string_view value, std::string_view instead) {
+    notes.push_back(fmt::format("{} {} is about GPUs; on the CPU {}", flag, value, instead));
+  };
+  if (options.lm_head_dtype == "fp8")
+    note("lm_head_dtype", options.lm_head_dtype, "the head is computed as the checkpoint stores it");
+  if (options.ple == "device")
+    note("ple", options.ple, "the per-layer table is read where its file is mapped");
+  if (options.prefill_activations == "fp8")
+    note("prefill_activations", options.prefill_activations, "activations of prompts are bfloat16");
+}
+
 }  // namespace
 
 Result<EngineParts> open_parts(const std::string& directory, const EngineOptions& options) {
   JEWEL_ASSIGN(auto opened, Checkpoint::open(directory));
   const std::shared_ptr<Checkpoint> checkpoint = std::move(opened);
-  JEWEL_ASSIGN(PromptBuilder prompts, PromptBuilder::load(directory));
+  const std::string& tokenizer = options.tokenizer.empty() ? directory : options.tokenizer;
+  JEWEL_ASSIGN(PromptBuilder prompts, PromptBuilder::load(tokenizer, options.chat_template));
+  JEWEL_ASSIGN(GenerationConfig generation,
+               generation_config(options.generation_config, checkpoint->generation()));
+  JEWEL_TRY(check_word(options.lm_head_dtype, "lm_head_dtype", {"auto", "fp8"}));
+  JEWEL_TRY(check_word(options.ple, "ple", {"auto", "device", "host"}));
+  JEWEL_TRY(check_word(options.prefill_activations, "prefill_activations", {"auto", "bf16", "fp8"}));
   JEWEL_ASSIGN(const DType dtype, activation_dtype(options.dtype));
   JEWEL_ASSIGN(const DType kv, kv_dtype(options.kv_cache_dtype, dtype, checkpoint->quantization()));
   const TextConfig& text = checkpoint->config().text;
   if (prompts.tokenizer().vocab_size() > text.vocab_size) {
     return invalid(fmt::format(
         "{}: tokenizer.json has {} ids, config.json's vocab_size is {}; they belong to different models",
-        directory, prompts.tokenizer().vocab_size(), text.vocab_size));
+        tokenizer, prompts.tokenizer().vocab_size(), text.vocab_size));
   }
   BackendChoice choice{
       .device = options.device, .dtype = dtype, .kv_dtype = kv, .n_threads = options.n_threads};
@@ -58,12 +107,14 @@ Result<EngineParts> open_parts(const std::string& directory, const EngineOptions
   parts.directory = directory;
   parts.owner = checkpoint;
   parts.config = checkpoint->config();
-  parts.generation = checkpoint->generation();
+  parts.generation = std::move(generation);
   parts.processor = checkpoint->processor();
-  parts.stop_token_ids = checkpoint->stop_token_ids();
+  parts.stop_token_ids =
+      parts.generation.eos_token_ids.empty() ? checkpoint->stop_token_ids() : parts.generation.eos_token_ids;
   parts.notes = checkpoint->notes();
   parts.prompts = std::make_shared<PromptBuilder>(std::move(prompts));
   parts.notes.insert(parts.notes.end(), created.notes.begin(), created.notes.end());
+  if (created.on_cpu) note_gpu_options(options, parts.notes);
   parts.backend = std::move(created.backend);
   parts.kv_memory_bytes = created.kv_memory_bytes;
   parts.one_ahead = !created.on_cpu;

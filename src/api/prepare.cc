@@ -10,7 +10,10 @@
 
 #include "api/answer_mask.h"
 #include "api/resume_points.h"
+#include "api/word_mask.h"
 #include "model/json_reader.h"
+#include "text/grammar_gbnf.h"
+#include "text/grammar_tags.h"
 #include "text/grammar_tools.h"
 
 namespace jewel {
@@ -132,15 +135,27 @@ const char* field_of(Grammar::Kind kind) {
       return "structured_outputs.choice";
     case Grammar::Kind::kLark:
       return "structured_outputs.grammar";
+    case Grammar::Kind::kStructuralTag:
+      return "structural_tag";
     default:
       return "response_format";
   }
+}
+
+// GBNF and structural tags are written as Lark; the others stay as they are.
+Result<Grammar> in_lark(const Grammar& grammar) {
+  const bool tags = grammar.kind == Grammar::Kind::kStructuralTag;
+  if (!tags && !(grammar.kind == Grammar::Kind::kLark && is_gbnf(grammar.text))) return grammar;
+  auto lark = tags ? lark_from_structural_tag(grammar.text) : lark_from_gbnf(grammar.text);
+  if (!lark.ok()) return with_param(std::move(lark).error(), field_of(grammar.kind));
+  return Grammar{.kind = Grammar::Kind::kLark, .text = *std::move(lark)};
 }
 
 // The content beside tool calls, as a rule of Lark.
 std::string content_rule(const Grammar& grammar) {
   switch (grammar.kind) {
     case Grammar::Kind::kNone:
+    case Grammar::Kind::kStructuralTag:  // Lark by now
       break;
     case Grammar::Kind::kJsonObject:
       return "%json {\"type\": \"object\"}";
@@ -167,6 +182,8 @@ SamplingParams default_sampling(const ModelConfig& config, const GenerationConfi
   params.temperature = generation.do_sample ? generation.temperature : 0;
   params.top_k = generation.top_k;
   params.top_p = generation.top_p;
+  params.min_p = generation.min_p;
+  params.repetition_penalty = generation.repetition_penalty;
   params.never = config.multimodal_token_ids;
   params.never.insert(params.never.end(), generation.suppress_tokens.begin(),
                       generation.suppress_tokens.end());
@@ -178,6 +195,8 @@ Preparer::Preparer(const EngineParts& parts, const EngineOptions& options, int m
       limits_{.vocab_size = parts.config.text.vocab_size,
               .max_model_len = max_model_len,
               .max_images = options.max_images,
+              .max_logprobs = std::min(parts.backend->info().max_logprobs, parts.config.text.vocab_size),
+              .backend = parts.backend->info().name,
               .has_vision = parts.config.vision.has_value(),
               .has_chat_template = parts.prompts->has_template()} {
   if (parts.config.vision) {
@@ -213,13 +232,52 @@ Result<Preparer::Pictures> Preparer::read_pictures(const Request& request) {
 Result<Prompt> Preparer::build_prompt(const Request& request, const json::array& tools,
                                       const Pictures& pictures) const {
   const PromptBuilder& prompts = *parts_.prompts;
-  if (request.prompt) return prompts.raw(*request.prompt, pictures.soft_tokens);
-  if (request.prompt_ids) return prompts.from_ids(*request.prompt_ids, pictures.soft_tokens);
-  JEWEL_ASSIGN(const json::array messages, messages_of(request));
-  JEWEL_ASSIGN(const RenderOptions render, render_options(request));
-  JEWEL_ASSIGN(Prompt prompt, prompts.chat(messages, tools, render, pictures.soft_tokens));
-  if (request.continue_final_message) reopen_last_turn(prompt, prompts);
+  Prompt prompt;
+  if (request.prompt) {
+    JEWEL_ASSIGN(prompt, prompts.raw(*request.prompt, pictures.soft_tokens, request.add_special_tokens));
+    if (prompt.ids.empty()) return invalid("prompt: holds no token", "prompt");
+  } else if (request.prompt_ids) {
+    JEWEL_ASSIGN(prompt, prompts.from_ids(*request.prompt_ids, pictures.soft_tokens));
+  } else {
+    JEWEL_ASSIGN(const json::array messages, messages_of(request));
+    JEWEL_ASSIGN(const RenderOptions render, render_options(request));
+    JEWEL_ASSIGN(prompt, prompts.chat(messages, tools, render, pictures.soft_tokens));
+    if (request.continue_final_message) reopen_last_turn(prompt, prompts);
+  }
+  JEWEL_TRY(truncate(prompt, request));
   return prompt;
+}
+
+// <bos> stays where it is: without it the model is lost.
+Result<void> Preparer::truncate(Prompt& prompt, const Request& request) const {
+  if (!request.truncate_prompt_tokens) return {};
+  int keep = *request.truncate_prompt_tokens;
+  if (keep < 0) keep = std::max(limits_.max_model_len - std::max(request.max_tokens, 1), 1);
+  const int gone = static_cast<int>(prompt.ids.size()) - keep;
+  if (gone <= 0) return {};
+  const bool has_bos = prompt.ids.front() == parts_.prompts->special().bos;
+  const int begin = request.truncate_end ? keep : (has_bos ? 1 : 0);
+  const int end = begin + gone;
+  if (end > static_cast<int>(prompt.ids.size()) || (begin == 1 && keep == 1)) {
+    return invalid("truncate_prompt_tokens: leaves nothing but <bos>", "truncate_prompt_tokens");
+  }
+  std::vector<ImageSpan> left;
+  for (ImageSpan span : prompt.images) {
+    const int first = span.position - 1;  // with the marks around it
+    const int last = span.position + span.count + 1;
+    if (last <= begin) {
+      left.push_back(span);
+    } else if (first >= end) {
+      span.position -= gone;
+      left.push_back(span);
+    } else if (first < begin || last > end) {
+      return invalid("truncate_prompt_tokens: would cut through an image; keep more, or less",
+                     "truncate_prompt_tokens");
+    }
+  }
+  prompt.images = std::move(left);
+  prompt.ids.erase(prompt.ids.begin() + begin, prompt.ids.begin() + end);
+  return {};
 }
 
 Result<SamplingParams> Preparer::sampling_of(const Request& request) const {
@@ -252,9 +310,9 @@ Result<GrammarCompiler*> Preparer::grammars() {
 
 Result<GrammarMatcher> Preparer::compile(const Request& request, const json::array& tools) {
   JEWEL_ASSIGN(GrammarCompiler * compiler, grammars());
-  const Grammar& grammar = request.grammar;
+  JEWEL_ASSIGN(const Grammar grammar, in_lark(request.grammar));
   const bool plain = tools.empty() || request.tool_choice == ToolChoice::kNone;
-  std::string field = field_of(grammar.kind);
+  std::string field = field_of(request.grammar.kind);
   Result<GrammarMatcher> matcher = [&]() -> Result<GrammarMatcher> {
     if (!plain) {
       ToolGrammar options{.parallel = request.parallel_tool_calls};
@@ -304,6 +362,29 @@ Result<std::unique_ptr<TokenMask>> Preparer::mask_of(const Request& request, con
                                                                  parts_.stop_token_ids, limits_.vocab_size));
 }
 
+// bad_words and allowed_token_ids. A word of one token is just never sampled; longer ones need to be seen
+// coming.
+Result<void> Preparer::limit_words(const Request& request, SequenceRequest& sequence) const {
+  std::vector<std::vector<TokenId>> phrases;
+  for (const std::string& word : request.bad_words) {
+    const std::string bare = word.substr(word.find_first_not_of(' '));
+    for (const std::string& spelling : {bare, " " + bare}) {
+      JEWEL_ASSIGN(std::vector<TokenId> ids,
+                   parts_.prompts->tokenizer().encode(spelling, SpecialTokens::kAsText));
+      if (ids.size() == 1) {
+        sequence.sampling.never.push_back(ids.front());
+      } else if (!ids.empty()) {
+        phrases.push_back(std::move(ids));
+      }
+    }
+  }
+  if (phrases.empty() && !request.allowed_token_ids) return {};
+  sequence.mask = std::make_unique<WordMask>(
+      std::move(sequence.mask), request.allowed_token_ids ? &*request.allowed_token_ids : nullptr,
+      std::move(phrases), limits_.vocab_size);
+  return {};
+}
+
 Result<PreparedRequest> Preparer::prepare(const Request& request) {
   JEWEL_TRY(check(request));
   JEWEL_ASSIGN(const json::array tools, parse_array(request.tools, "tools"));
@@ -317,6 +398,7 @@ Result<PreparedRequest> Preparer::prepare(const Request& request) {
   SequenceRequest& sequence = ready.sequence;
   JEWEL_ASSIGN(sequence.sampling, sampling_of(request));
   JEWEL_ASSIGN(sequence.mask, mask_of(request, tools, prompt));
+  JEWEL_TRY(limit_words(request, sequence));
   if (!request.ignore_eos) sequence.stop_token_ids = parts_.stop_token_ids;
   sequence.stop_token_ids.insert(sequence.stop_token_ids.end(), request.stop_token_ids.begin(),
                                  request.stop_token_ids.end());
@@ -330,7 +412,12 @@ Result<PreparedRequest> Preparer::prepare(const Request& request) {
   sequence.cache_salt = request.cache_salt;
   sequence.n_prompt_logprobs = request.prompt_logprobs.value_or(-1);
   sequence.resume_points = resume_points(prompt, prompts);
-  if (request.stop_repetition) sequence.repetition_guard.emplace();
+  if (const auto& limit = request.stop_repetition) {
+    sequence.repetition_guard = RepetitionGuard{.min_period = limit->min_period,
+                                                .max_period = limit->max_period,
+                                                .repeats = limit->repeats,
+                                                .min_tokens = limit->min_tokens};
+  }
   if (request.thinking_budget && special.channel_open >= 0 && special.channel_close >= 0) {
     ThinkingBudget budget{.start = special.channel_open,
                           .end = special.channel_close,

@@ -44,6 +44,8 @@ class Preparer {
   Result<Pictures> read_pictures(const Request& request);
   Result<Prompt> build_prompt(const Request& request, const boost::json::array& tools,
                               const Pictures& pictures) const;
+  Result<void> truncate(Prompt& prompt, const Request& request) const;
+  Result<void> limit_words(const Request& request, SequenceRequest& sequence) const;
   Result<SamplingParams> sampling_of(const Request& request) const;
   Result<std::unique_ptr<TokenMask>> mask_of(const Request& request, const boost::json::array& tools,
                                              const Prompt& prompt);

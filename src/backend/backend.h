@@ -136,6 +136,7 @@ struct BackendInfo {
   size_t sliding_page_bytes = 0;  // over all sliding layers that own K and V
   int max_slots = 0;
   int max_step_tokens = 0;
+  int max_logprobs = 1 << 20;  // most of SamplingParams::n_logprobs and StepChunk::n_prompt_logprobs
 };
 
 // Sees values of a stage as they are computed, in float32: rows x columns. For goldens and diff tools; makes

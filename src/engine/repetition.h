@@ -19,7 +19,8 @@ class RepetitionDetector {
   bool push(std::span<const TokenId> output) {
     const size_t n = output.size();
     bool loop = false;
-    for (size_t period = 1; period <= equal_.size() && period < n; ++period) {
+    for (auto period = static_cast<size_t>(std::max(1, guard_.min_period));
+         period <= equal_.size() && period < n; ++period) {
       int& equal = equal_[period - 1];
       equal = output[n - 1] == output[n - 1 - period] ? equal + 1 : 0;
       const int length = equal + static_cast<int>(period);  // of the repeating end

@@ -71,9 +71,10 @@ struct ThinkingBudget {
   bool open = false;  // the prompt ends inside a thought
 };
 
-// Ends an answer that says the same thing again and again: the last `period` <= max_period ids, `repeats`
-// times in a row and at least `min_tokens` ids in all.
+// Ends an answer that says the same thing again and again: the last `period` ids, min_period to max_period of
+// them, `repeats` times in a row and at least `min_tokens` ids in all.
 struct RepetitionGuard {
+  int min_period = 1;
   int max_period = 64;
   int repeats = 4;
   int min_tokens = 64;

@@ -7,6 +7,7 @@
 #include <charconv>
 #include <cmath>
 #include <fstream>
+#include <limits>
 
 #include "model/json_reader.h"
 
@@ -400,6 +401,12 @@ Result<GenerationConfig> parse_generation_config(const json::object& root, const
   config.temperature = reader.optional_number("temperature", 1, 0, 100);
   config.top_k = static_cast<int>(reader.optional_int("top_k", config.do_sample ? 50 : 0, 0, kMaxVocab));
   config.top_p = reader.optional_number("top_p", 1, 0, 1);
+  config.min_p = reader.optional_number("min_p", 0, 0, 1);
+  config.repetition_penalty = reader.optional_number("repetition_penalty", 1, 0.01, 100);
+  if (const json::value* limit = root.if_contains("max_new_tokens"); limit != nullptr && !limit->is_null()) {
+    config.max_new_tokens =
+        static_cast<int>(reader.optional_int("max_new_tokens", 1, 1, std::numeric_limits<int>::max()));
+  }
   if (reader.failed()) return reader.error();
   return config;
 }

@@ -106,6 +106,9 @@ struct GenerationConfig {
   double temperature = 1;
   int top_k = 0;
   double top_p = 1;
+  double min_p = 0;
+  double repetition_penalty = 1;
+  std::optional<int> max_new_tokens;
 };
 
 struct ProcessorConfig {

@@ -80,6 +80,11 @@ Result<ChatTemplate> ChatTemplate::load(const std::string& dir) {
   return loaded;
 }
 
+Result<ChatTemplate> ChatTemplate::load(const std::string& dir, std::string_view source) {
+  JEWEL_ASSIGN(const boost::json::object config, read_tokenizer_config(dir));
+  return from_source(source, special_tokens_of(config));
+}
+
 Result<ChatTemplate> ChatTemplate::from_source(std::string_view source, boost::json::object special_tokens) {
   ChatTemplate result;
   tk_template* handle = nullptr;

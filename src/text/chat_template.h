@@ -32,6 +32,8 @@ class ChatTemplate {
   // "default" is taken). Special tokens named in tokenizer_config.json are variables of the template
   // (bos_token, …).
   static Result<ChatTemplate> load(const std::string& dir);
+  // `source` in place of the directory's own, with the directory's special tokens.
+  static Result<ChatTemplate> load(const std::string& dir, std::string_view source);
   static Result<ChatTemplate> from_source(std::string_view source, boost::json::object special_tokens);
 
   // `messages` as the OpenAI chat format has them, tool_calls' arguments as objects; an empty `tools` is

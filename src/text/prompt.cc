@@ -9,11 +9,15 @@
 
 namespace jewel {
 
-Result<PromptBuilder> PromptBuilder::load(const std::string& dir) {
+Result<PromptBuilder> PromptBuilder::load(const std::string& dir, std::string_view chat_template_source) {
   JEWEL_ASSIGN(Tokenizer tokenizer, Tokenizer::load(dir + "/tokenizer.json"));
   JEWEL_ASSIGN(boost::json::object config, read_tokenizer_config(dir));
   std::optional<ChatTemplate> chat_template;
-  if (file_exists(dir + "/chat_template.jinja") || config.contains("chat_template")) {
+  if (!chat_template_source.empty()) {
+    auto loaded = ChatTemplate::load(dir, chat_template_source);
+    if (!loaded.ok()) return invalid("chat_template: " + loaded.error().message, "chat_template");
+    chat_template = std::move(loaded).value();
+  } else if (file_exists(dir + "/chat_template.jinja") || config.contains("chat_template")) {
     JEWEL_ASSIGN(chat_template, ChatTemplate::load(dir));
   }
   return make(std::move(tokenizer), config, std::move(chat_template));
@@ -75,9 +79,10 @@ Result<Prompt> PromptBuilder::chat(const boost::json::array& messages, const boo
   return put_images(ids, image_tokens);
 }
 
-Result<Prompt> PromptBuilder::raw(std::string_view text, std::span<const int> image_tokens) const {
+Result<Prompt> PromptBuilder::raw(std::string_view text, std::span<const int> image_tokens,
+                                  bool with_bos) const {
   JEWEL_ASSIGN(std::vector<int32_t> ids, tokenizer_->encode(text, SpecialTokens::kParse));
-  if (ids.empty() || ids.front() != special_.bos) ids.insert(ids.begin(), special_.bos);
+  if (with_bos && (ids.empty() || ids.front() != special_.bos)) ids.insert(ids.begin(), special_.bos);
   return put_images(ids, image_tokens);
 }
 

@@ -38,8 +38,9 @@ struct Prompt {
 class PromptBuilder {
  public:
   // tokenizer.json, tokenizer_config.json and the chat template of a checkpoint's directory. Without a
-  // template chat() is an error and raw() works.
-  static Result<PromptBuilder> load(const std::string& dir);
+  // template chat() is an error and raw() works. `chat_template`: Jinja source in place of the directory's
+  // own; empty: its own.
+  static Result<PromptBuilder> load(const std::string& dir, std::string_view chat_template = {});
   static Result<PromptBuilder> make(Tokenizer tokenizer, const boost::json::object& tokenizer_config,
                                     std::optional<ChatTemplate> chat_template);
 
@@ -57,7 +58,8 @@ class PromptBuilder {
   Result<std::string> render(const boost::json::array& messages, const boost::json::array& tools,
                              const RenderOptions& options) const;
 
-  Result<Prompt> raw(std::string_view text, std::span<const int> image_tokens) const;
+  // `with_bos`: <bos> is put in front when it is not there.
+  Result<Prompt> raw(std::string_view text, std::span<const int> image_tokens, bool with_bos = true) const;
 
   // Ids as they are, but for the places of images.
   Result<Prompt> from_ids(std::span<const int32_t> ids, std::span<const int> image_tokens) const {

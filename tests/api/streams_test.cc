@@ -138,7 +138,7 @@ TEST(Streams, Deadlines) {
 TEST(Streams, RepetitionIsNoticedWhenAsked) {
   Request request = endless(1500);
   request.sampling.logit_bias[demo_engine().tokenize("a", false).value().at(0)] = 100;
-  request.stop_repetition = true;
+  request.stop_repetition.emplace();
   const WholeAnswer answer = ask(demo_engine(), request);
   EXPECT_EQ(answer.finish.reason, EndReason::kRepetition);
   EXPECT_LT(answer.tokens.size(), 200u);

@@ -122,6 +122,7 @@ class Cuda final : public CudaBackend {
     info_.sliding_page_bytes = pools_->page_bytes(LayerType::kSliding);
     info_.max_slots = options_.max_slots;
     info_.max_step_tokens = options_.max_step_tokens;
+    info_.max_logprobs = kMaxTopLogprobs;
     slot_live_.assign(static_cast<size_t>(options_.max_slots), false);
 
     const PassContext context = pass_context();
