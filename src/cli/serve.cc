@@ -4,14 +4,19 @@
 #include <semaphore.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 #include <thread>
 
 #include "base/log.h"
 #include "cli/commands.h"
+#include "hub/http.h"
 #include "hub/hub.h"
 #include "model/json_reader.h"
 #include "server/flags.h"
@@ -108,6 +113,38 @@ Result<AskDefaults> ask_defaults(const ServeOptions& options) {
   return defaults;
 }
 
+bool is_zero(const char* name) {
+  const char* value = std::getenv(name);
+  return value != nullptr && (std::string_view(value) == "0" || std::string_view(value) == "false");
+}
+
+// Where pictures may come from. vLLM's two variables of the environment are obeyed.
+Result<ImageRules> image_rules(const ServeOptions& options) {
+  ImageRules rules;
+  rules.hosts = options.allowed_media_domains;
+  rules.max_images = options.max_images.value_or(kImagesWithoutLimit);
+  rules.can_fetch = http_works();
+  if (is_zero("VLLM_MEDIA_URL_ALLOW_REDIRECTS")) rules.max_redirects = 0;
+  if (const char* seconds = std::getenv("VLLM_IMAGE_FETCH_TIMEOUT")) {
+    const std::string_view text(seconds);
+    const auto read = std::from_chars(text.data(), text.data() + text.size(), rules.timeout_s);
+    if (read.ec != std::errc() || read.ptr != text.data() + text.size() || rules.timeout_s < 1) {
+      return invalid(fmt::format("VLLM_IMAGE_FETCH_TIMEOUT: found '{}', expected seconds, 1 or more", text));
+    }
+    rules.connect_timeout_s = std::min(rules.connect_timeout_s, rules.timeout_s);
+  }
+  if (options.allowed_local_media_path) {
+    std::error_code error;
+    const auto directory = std::filesystem::canonical(*options.allowed_local_media_path, error);
+    if (error || !std::filesystem::is_directory(directory, error)) {
+      return invalid(fmt::format("--allowed-local-media-path {}: not a directory that can be read",
+                                 *options.allowed_local_media_path));
+    }
+    rules.local_directory = directory.string();
+  }
+  return rules;
+}
+
 HttpOptions http_options(const ServeOptions& options) {
   HttpOptions http;
   http.host = options.host;
@@ -134,7 +171,6 @@ void warn_of_what_is_missing(const ServeOptions& options) {
   missing(options.generation_config != "auto", "generation-config");
   missing(options.chat_template.has_value(), "chat-template");
   missing(options.tokens_as_token_ids, "return-tokens-as-token-ids");
-  missing(options.allowed_local_media_path.has_value(), "allowed-local-media-path");
   missing(!options.cors.origins.empty(), "allowed-origins");
   missing(options.idle_release_s > 0, "idle-release");
   missing(options.log_json, "log-format json");
@@ -171,6 +207,8 @@ int serve_model(const ServeOptions& options, Clock::time_point start) {
   warn_of_what_is_missing(options);
   auto defaults = ask_defaults(options);
   if (!defaults.ok()) return wrong_usage(defaults.error());
+  auto images = image_rules(options);
+  if (!images.ok()) return wrong_usage(images.error());
 
   const auto directory = directory_of(options);
   if (!directory.ok()) return report(directory.error());
@@ -186,7 +224,8 @@ int serve_model(const ServeOptions& options, Clock::time_point start) {
                            .protect_all = options.protect_all,
                            .root_path = options.root_path,
                            .max_body_bytes = static_cast<size_t>(options.max_body_bytes),
-                           .log_requests = options.log_requests});
+                           .log_requests = options.log_requests,
+                           .images = *std::move(images)});
   auto server = HttpServer::start(http_options(options), api);
   if (!server.ok()) return report(server.error());
   is_serving = true;

@@ -9,6 +9,7 @@
 #include <array>
 #include <cctype>
 #include <charconv>
+#include <chrono>
 #include <memory>
 
 namespace jewel {
@@ -71,7 +72,7 @@ bool is_redirect(int status) {
 // One answer at a time: redirects are followed here, so that each can be asked about and no token travels on.
 class Transfer {
  public:
-  Transfer(const HttpRequest& request, const std::string& url, bool with_token)
+  Transfer(const HttpRequest& request, const std::string& url, bool with_token, long timeout_ms)
       : request_(request), handle_(curl().easy_init()) {
     response_.url = url;
     for (const std::string& header : request.headers) add_header(header);
@@ -84,7 +85,7 @@ class Transfer {
     set(CURLOPT_FOLLOWLOCATION, 0L);
     set(CURLOPT_PROTOCOLS_STR, request.allow_http ? "http,https" : "https");
     set(CURLOPT_CONNECTTIMEOUT, static_cast<long>(request.connect_timeout_s));
-    set(CURLOPT_TIMEOUT, static_cast<long>(request.total_timeout_s));
+    set(CURLOPT_TIMEOUT_MS, timeout_ms);
     set(CURLOPT_LOW_SPEED_LIMIT, 1L);
     set(CURLOPT_LOW_SPEED_TIME, static_cast<long>(request.stall_timeout_s));
     set(CURLOPT_BUFFERSIZE, 512L << 10);
@@ -214,6 +215,10 @@ std::string HttpResponse::header(const std::string& lower_case_name) const {
   return it == headers.end() ? "" : it->second;
 }
 
+bool http_works() {
+  return curl().good;
+}
+
 Result<HttpResponse> http_get(const HttpRequest& request) {
   if (!curl().good) {
     return unavailable(
@@ -221,8 +226,15 @@ Result<HttpResponse> http_get(const HttpRequest& request) {
   }
   std::string url = request.url;
   bool same_host = true;
+  const auto start = std::chrono::steady_clock::now();
+  const std::chrono::milliseconds limit(int64_t{1000} * request.total_timeout_s);
   for (int hop = 0; hop <= request.max_redirects; ++hop) {
-    Transfer transfer(request, url, same_host);
+    const auto left =
+        std::chrono::ceil<std::chrono::milliseconds>(start + limit - std::chrono::steady_clock::now());
+    if (limit.count() > 0 && left.count() <= 0)
+      return unavailable(
+          fmt::format("{}: no answer after {} s", host_of(request.url), request.total_timeout_s));
+    Transfer transfer(request, url, same_host, limit.count() > 0 ? static_cast<long>(left.count()) : 0);
     JEWEL_ASSIGN(HttpResponse response, transfer.run());
     if (response.stopped || !is_redirect(response.status)) return response;
     std::string next = transfer.redirect_url();

@@ -28,7 +28,7 @@ struct HttpRequest {
   int max_redirects = 5;
   bool allow_http = false;  // false: https alone, redirects too
   int connect_timeout_s = 10;
-  int total_timeout_s = 0;   // 0: none
+  int total_timeout_s = 0;   // of all redirects together; 0: none
   int stall_timeout_s = 30;  // no byte for so long
   // Asked for each address that is about to be connected to, after the name was resolved; false refuses it.
   std::function<bool(const sockaddr* address)> allow_address;
@@ -54,5 +54,8 @@ struct HttpResponse {
 // cut off, too slow: the message names the host), kInvalid (a bad URL, a refused address or redirect),
 // kCancelled.
 Result<HttpResponse> http_get(const HttpRequest& request);
+
+// Whether there is a libcurl on this machine.
+bool http_works();
 
 }  // namespace jewel

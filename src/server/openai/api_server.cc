@@ -15,6 +15,7 @@
 #include "server/openai/field_reader.h"
 #include "server/openai/json_body.h"
 #include "server/openai/json_out.h"
+#include "server/openai/with_images.h"
 
 namespace jewel {
 namespace {
@@ -37,6 +38,7 @@ ApiServer::ApiServer(Engine& engine, ApiOptions options)
     : engine_(engine),
       options_(std::move(options)),
       created_(unix_seconds()),
+      images_(options_.images),
       router_(make_routes(), options_.root_path, ApiKeys(options_.api_keys), options_.protect_all) {}
 
 std::vector<Route> ApiServer::make_routes() {
@@ -94,7 +96,11 @@ Reply ApiServer::generate(ServerRequest&& request, bool chat) {
                     : read_completion((*body)->object(), options_.defaults);
   if (!asked.ok()) return error_response(asked.error());
   warn_of(asked->ignored);
-  return make_answer_reply(engine_, metrics_, std::move(*asked), id);
+  auto wanted = std::move(asked->wanted);
+  return with_images(images_, std::move(wanted),
+                     [this, id, asked = std::make_shared<Asked>(*std::move(asked))]() -> Reply {
+                       return make_answer_reply(engine_, metrics_, std::move(*asked), id);
+                     });
 }
 
 void ApiServer::warn_of(const std::vector<std::string>& ignored) {
@@ -123,7 +129,7 @@ Reply ApiServer::models(const ServerRequest& /*request*/) const {
   return json_response(out.close(']').close('}').take());
 }
 
-Reply ApiServer::tokenize(const ServerRequest& request) const {
+Reply ApiServer::tokenize(const ServerRequest& request) {
   auto body = JsonBody::parse(request.body);
   if (!body.ok()) return error_response(body.error());
   const boost::json::object& object = (*body)->object();
@@ -136,18 +142,21 @@ Reply ApiServer::tokenize(const ServerRequest& request) const {
   if (const auto known = check_model(model, options_.defaults); !known.ok())
     return error_response(known.error());
 
-  Result<std::vector<int32_t>> ids = std::vector<int32_t>();
-  if (prompt && !add_special) {
-    ids = engine_.tokenize(*prompt, /*parse_special=*/true);
-  } else {
-    Result<Request> asked = Request{.prompt = prompt};
-    if (!prompt) asked = read_chat_prompt(object, options_.defaults);
-    if (!asked.ok()) return error_response(asked.error());
-    asked->return_prompt_ids = true;
-    auto info = engine_.prompt_of(*asked);
+  if (prompt && !add_special)
+    return tokens_reply(engine_.tokenize(*prompt, /*parse_special=*/true), wants_strings);
+  Result<Request> asked = Request{.prompt = prompt};
+  std::vector<WantedImage> wanted;
+  if (!prompt) asked = read_chat_prompt(object, options_.defaults, wanted);
+  if (!asked.ok()) return error_response(asked.error());
+  asked->return_prompt_ids = true;
+  return with_images(images_, std::move(wanted), [this, wants_strings, asked = *std::move(asked)]() -> Reply {
+    auto info = engine_.prompt_of(asked);
     if (!info.ok()) return error_response(info.error());
-    ids = std::move(info->ids);
-  }
+    return tokens_reply(std::move(info->ids), wants_strings);
+  });
+}
+
+Reply ApiServer::tokens_reply(const Result<std::vector<int32_t>>& ids, bool wants_strings) const {
   if (!ids.ok()) return error_response(ids.error());
   JsonOut out;
   out.open('{').field("count", static_cast<uint64_t>(ids->size()));

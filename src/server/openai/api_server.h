@@ -12,6 +12,7 @@
 
 #include "jewel/engine.h"
 #include "server/http/message.h"
+#include "server/images/image_loader.h"
 #include "server/openai/asked.h"
 #include "server/openai/metrics.h"
 #include "server/openai/router.h"
@@ -26,6 +27,7 @@ struct ApiOptions {
   std::string root_path;
   size_t max_body_bytes = size_t{64} << 20;
   bool log_requests = false;
+  ImageRules images;
 };
 
 class ApiServer final : public HttpHandler {
@@ -43,7 +45,8 @@ class ApiServer final : public HttpHandler {
   std::vector<Route> make_routes();
   Reply generate(ServerRequest&& request, bool chat);
   Reply models(const ServerRequest& request) const;
-  Reply tokenize(const ServerRequest& request) const;
+  Reply tokenize(const ServerRequest& request);
+  Reply tokens_reply(const Result<std::vector<int32_t>>& ids, bool wants_strings) const;
   Reply detokenize(const ServerRequest& request) const;
   Reply health() const;
   Reply metrics_page() const;
@@ -53,6 +56,7 @@ class ApiServer final : public HttpHandler {
   const ApiOptions options_;
   const std::shared_ptr<Metrics> metrics_ = std::make_shared<Metrics>();
   const int64_t created_;
+  ImageLoader images_;
   std::atomic<bool> draining_{false};
   std::mutex warned_mutex_;
   std::set<std::string> warned_;  // fields that the log has named

@@ -9,6 +9,7 @@
 
 #include "base/result.h"
 #include "jewel/request.h"
+#include "server/images/image_loader.h"
 
 namespace jewel {
 
@@ -25,6 +26,8 @@ struct Asked {
   bool return_token_ids = false;
   std::vector<std::string> echo;     // per prompt: the text that goes before the answer; empty: none
   std::vector<std::string> ignored;  // fields that nobody here knows
+  // Pictures of `requests` that are elsewhere; with_images() brings them before the engine is asked.
+  std::vector<WantedImage> wanted;
 };
 
 // What the server's settings mean for every request.
@@ -42,7 +45,8 @@ struct AskDefaults {
 
 Result<Asked> read_chat(const boost::json::object& body, const AskDefaults& defaults);
 // Without `stream` and how it is answered: the prompt alone, for /tokenize.
-Result<Request> read_chat_prompt(const boost::json::object& body, const AskDefaults& defaults);
+Result<Request> read_chat_prompt(const boost::json::object& body, const AskDefaults& defaults,
+                                 std::vector<WantedImage>& wanted);
 Result<Asked> read_completion(const boost::json::object& body, const AskDefaults& defaults);
 
 // kNotFound for a model that is not served here.

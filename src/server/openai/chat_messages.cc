@@ -10,6 +10,7 @@
 
 #include "model/json_reader.h"
 #include "model/json_text.h"
+#include "server/images/image_url.h"
 #include "server/openai/base64.h"
 #include "server/openai/field_reader.h"
 
@@ -23,8 +24,10 @@ constexpr auto kRoles = std::to_array<std::string_view>({"system", "developer", 
 constexpr auto kSoundAndVideo =
     std::to_array<std::string_view>({"audio_url", "input_audio", "audio", "video_url", "video", "file"});
 
+constexpr size_t kMaxAddresses = 1024;  // looked through for each: far above what any request may have
+
 // {"url": …} as OpenAI writes it, or the URL itself.
-Result<std::string> read_image(FieldReader& part, std::string_view name) {
+Result<void> read_image(FieldReader& part, std::string_view name, ChatMessages& out) {
   const json::value* image = part.any(name);
   std::string field = part.at(name);
   const json::value* url = image;
@@ -33,12 +36,7 @@ Result<std::string> read_image(FieldReader& part, std::string_view name) {
     field += ".url";
   }
   if (url == nullptr || !url->is_string()) return invalid(fmt::format("{}: expected a URL", field), field);
-  const std::string_view text(url->get_string());
-  if (text.starts_with("http://") || text.starts_with("https://") || text.starts_with("file://")) {
-    return unsupported(fmt::format("{}: images are taken as data URLs (data:image/png;base64,…) only", field),
-                       field);
-  }
-  return decode_data_url(text, field);
+  return add_image(url->get_string(), field, out);
 }
 
 // A part of a message's content, changed where the template wants it different.
@@ -51,8 +49,7 @@ Result<json::value> read_part(const json::value& value, const std::string& at, C
   const std::string type = part.text("type").value_or("");
   if (type == "image_url" || type == "input_image" || type == "image") {
     const char* name = type == "image" ? "image" : "image_url";
-    JEWEL_ASSIGN(std::string bytes, read_image(part, name));
-    out.images.push_back(std::make_shared<const std::string>(std::move(bytes)));
+    JEWEL_TRY(read_image(part, name, out));
     return json::value{{"type", "image"}};
   }
   if (type == "text" || type == "input_text" || type == "output_text" || type == "refusal") {
@@ -99,6 +96,25 @@ Result<json::value> read_message(const json::value& value, const std::string& at
 }
 
 }  // namespace
+
+Result<void> add_image(std::string_view url, const std::string& field, ChatMessages& out) {
+  if (!looks_like_image_url(url)) {
+    JEWEL_ASSIGN(std::string bytes, decode_data_url(url, field));
+    out.images.push_back(std::make_shared<const std::string>(std::move(bytes)));
+    return {};
+  }
+  auto known = std::ranges::find(out.wanted, url, &WantedImage::url);
+  if (known == out.wanted.end()) {
+    if (out.wanted.size() >= kMaxAddresses) {
+      return invalid(fmt::format("{}: more than {} pictures by address in one request", field, kMaxAddresses),
+                     field);
+    }
+    out.wanted.emplace_back(std::string(url), field);
+    known = out.wanted.end() - 1;
+  }
+  out.images.push_back(known->file());
+  return {};
+}
 
 Result<ChatMessages> read_chat_messages(const json::array& messages) {
   if (messages.empty()) return invalid("messages: found an empty list, expected a message", "messages");

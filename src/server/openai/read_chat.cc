@@ -16,7 +16,7 @@ namespace json = boost::json;
 
 namespace {
 
-void read_messages(FieldReader& fields, Request& request) {
+void read_messages(FieldReader& fields, Request& request, std::vector<WantedImage>& wanted) {
   const json::array* messages = fields.array("messages");
   if (fields.failed()) return;
   if (messages == nullptr)
@@ -25,6 +25,7 @@ void read_messages(FieldReader& fields, Request& request) {
   if (!read.ok()) return fields.fail(std::move(read).error());
   request.messages_json = std::move(read->json);
   request.images = std::move(read->images);
+  wanted = std::move(read->wanted);
 }
 
 void read_tool_choice(FieldReader& fields, Request& request) {
@@ -106,10 +107,11 @@ void refuse_audio(FieldReader& fields) {
 
 }  // namespace
 
-Result<Request> read_chat_prompt(const json::object& body, const AskDefaults& defaults) {
+Result<Request> read_chat_prompt(const json::object& body, const AskDefaults& defaults,
+                                 std::vector<WantedImage>& wanted) {
   FieldReader fields(body);
   Request request;
-  read_messages(fields, request);
+  read_messages(fields, request, wanted);
   read_tools(fields, request);
   read_template_options(fields, defaults, request);
   request.max_soft_tokens = defaults.max_soft_tokens;
@@ -122,7 +124,7 @@ Result<Asked> read_chat(const json::object& body, const AskDefaults& defaults) {
   Asked asked;
   Request request;
   read_common(fields, defaults, asked, request);
-  read_messages(fields, request);
+  read_messages(fields, request, asked.wanted);
   read_tools(fields, request);
   read_template_options(fields, defaults, request);
   read_logprobs(fields, defaults, request);
