@@ -11,7 +11,7 @@ TSAN_TESTS := base_test backend_test engine_test checkpoint_test api_test hub_te
 CUDA_TARGETS := jewel cuda_test cuda_golden_test cuda_demo_test cuda_step
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-check setup-cuda build run test check asan tsan fuzz cuda lint format bench clean check-steps expected-answer
+.PHONY: help setup setup-check setup-clients setup-cuda build run test check asan tsan fuzz clients cuda lint format bench clean check-steps expected-answer
 # The parallel work is inside the steps; two of them at once would only fight for cores.
 .NOTPARALLEL:
 
@@ -24,6 +24,8 @@ setup:  ## install what a build needs (Debian 12; silent when nothing is missing
 
 setup-check:
 	@tools/setup.sh build check
+setup-clients:
+	@tools/setup.sh build clients
 setup-cuda:
 	@tools/setup.sh build cuda
 
@@ -57,8 +59,8 @@ test: setup build/release/build.ninja  ## release build and every CPU test
 	@cmake --build build/release -j $(JOBS)
 	@ctest --preset release -j $(JOBS)
 
-CHECK_STEPS := lint asan tsan fuzz cuda
-check: $(CHECK_STEPS)  ## what CI adds: lint, sanitizers, fuzzers, the CUDA compile
+CHECK_STEPS := lint asan tsan fuzz clients cuda
+check: $(CHECK_STEPS)  ## what CI adds: lint, sanitizers, fuzzers, the official clients, the CUDA compile
 
 # For .ci/run, which times each step.
 check-steps:
@@ -79,6 +81,9 @@ tsan: setup-check build/tsan/build.ninja  ## the threaded tests under ThreadSani
 fuzz: setup-check build/fuzz/build.ninja  ## every fuzz target for FUZZ_SECONDS (60) seconds
 	@cmake --build build/fuzz -j $(JOBS) --target fuzzers
 	@JOBS=$(JOBS) tests/fuzz/run.sh build/fuzz $(FUZZ_SECONDS)
+
+clients: setup-clients build  ## the official OpenAI and Anthropic clients and schemathesis against jewel serve
+	@JEWEL_BINARY=$(JEWEL) build/clients/bin/python -m pytest -q tests/clients
 
 cuda: setup-cuda build/cuda/build.ninja  ## the program with its CUDA backend, at build/cuda/jewel, and the GPU tests (no GPU needed)
 	@cmake --build build/cuda -j $(JOBS) --target $(CUDA_TARGETS) >&2

@@ -3,6 +3,8 @@
 #
 #   build   compile Jewel and run its tests (make build, make run, make test)
 #   check   what CI adds: sanitizers, fuzzers, linters (make check, make lint)
+#   clients the official OpenAI and Anthropic clients for Python and Node, and schemathesis (make clients), from PyPI and npm
+#           into build/clients, 0.4 GB, where `make clean` removes them
 #   bench   what the benchmarks need (make bench)
 #   cuda    nvcc and the CUDA runtime (make cuda): what stands on this machine, else NVIDIA's wheels from PyPI into
 #           build/cuda-toolkit, 0.3 GB, where `make clean` removes them
@@ -51,10 +53,11 @@ LIST
         echo "rust-web-clippy        cmd:cargo-clippy      lint of rust/textkit"
         echo "rustfmt-web            cmd:cargo-fmt         lint of rust/textkit"
       fi ;;
+    clients) echo "python3-venv           py:ensurepip          the virtual environment in build/clients" ;;
     bench) ;;  # the benchmarks run the program itself and need nothing more than its build
     cuda) # wheels go into a virtual environment, and Debian keeps pip for one in a package of its own
       if [ -z "$(find_nvcc)" ]; then echo "python3-venv           py:ensurepip          NVIDIA's wheels"; fi ;;
-    *) echo "setup: unknown group '$1'; groups are build, check, bench and cuda" >&2; exit 2 ;;
+    *) echo "setup: unknown group '$1'; groups are build, check, clients, bench and cuda" >&2; exit 2 ;;
   esac
 }
 
@@ -100,6 +103,30 @@ install_cuda_wheels() {
   echo "setup: nvcc ready in $(( SECONDS - start )) s" >&2
 }
 
+# Node comes as a wheel too: the newest release of OpenAI's client that runs on Node 20 has no dependencies of its own.
+node_openai=openai@6.49.0
+clients=$(dirname "$0")/../build/clients
+client_versions() { echo "$node_openai"; cat "$(dirname "$0")/../tests/clients/requirements.txt"; }
+install_clients() {
+  local log start=$SECONDS
+  if [ -e "$clients/versions" ] && client_versions | cmp -s - "$clients/versions"; then return; fi
+  log=$(mktemp "${TMPDIR:-/tmp}/jewel-setup.XXXXXX")
+  echo "setup: the clients that the server is tested with go into build/clients" >&2
+  if ! { rm -rf "$clients" && python3 -m venv "$clients" &&
+         "$clients/bin/pip" install -q --disable-pip-version-check --retries 3 --no-compile --no-deps \
+           -r "$(dirname "$0")/../tests/clients/requirements.txt" &&
+         PATH="$clients/bin:$PATH" "$clients/bin/npm" install --prefix "$clients" --no-save --no-audit --no-fund \
+           --omit=peer --omit=optional "$node_openai"; } >"$log" 2>&1; then
+    tail -n 20 "$log" >&2
+    rm -rf "$clients"
+    echo "setup: the clients could not be installed (whole log: $log); PyPI and the npm registry must be reachable" >&2
+    exit 1
+  fi
+  rm -f "$log"
+  client_versions >"$clients/versions"
+  echo "setup: clients ready in $(( SECONDS - start )) s" >&2
+}
+
 # True when the proof holds. Files are looked for where Debian and hand-made installations put them.
 proven() {
   local name=${1#*:} file
@@ -125,6 +152,7 @@ for group in "$@"; do
 done
 finish() {  # what is no package
   case " $* " in *' cuda '*) if [ -z "$(find_nvcc)" ]; then install_cuda_wheels; fi ;; esac
+  case " $* " in *' clients '*) install_clients ;; esac
 }
 if (( ! ${#missing[@]} )); then
   finish "$@"
