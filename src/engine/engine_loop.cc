@@ -144,6 +144,10 @@ EngineLoop::~EngineLoop() {
 
 Result<std::unique_ptr<EngineLoop>> EngineLoop::start(Backend& backend, const ModelConfig& config,
                                                       SchedulerOptions options) {
+  // Brings OpenSSL up on this thread, before there are others. What it takes down at exit, it then takes down
+  // after whoever owns this loop, be that a static object: threads that end later than OpenSSL's exit handler
+  // would leave their state behind, and might hash with an algorithm that is gone.
+  sha256({});
   auto impl = std::make_unique<Impl>();
   impl->max_waiting = std::exchange(options.max_waiting, std::numeric_limits<int>::max());
   JEWEL_ASSIGN(impl->scheduler, Scheduler::make(backend, config, std::move(options)));

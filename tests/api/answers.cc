@@ -17,6 +17,8 @@ EngineOptions demo_options() {
   return options;
 }
 
+// Static, as in programs that load their engine once: it ends inside of exit(), where LeakSanitizer sees
+// whether its threads were gone before what they use.
 Engine& demo_engine() {
   static const std::unique_ptr<Engine> engine = [] {
     auto loaded = Engine::load(kDemo, demo_options());
