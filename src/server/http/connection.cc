@@ -172,6 +172,7 @@ asio::awaitable<void> Connection::run() {
 asio::awaitable<Connection::Next> Connection::one_request() {
   RequestParser parser(options_.max_header_bytes);
   request_id_.clear();
+  more_headers_.clear();
   if (!co_await read_head(parser)) {
     if (!parser.trouble()) co_return Next::kClose;
     co_await send_trouble(*parser.trouble());
@@ -180,7 +181,19 @@ asio::awaitable<Connection::Next> Connection::one_request() {
   ServerRequest request = parser.take_head();
   const std::string* id = request.header("X-Request-Id");
   request.id = id != nullptr && is_plain_id(*id) ? *id : new_request_id();
+  request.peer = transport_->peer();
   request_id_ = request.id;
+  more_headers_ = handler_.headers_for(request);
+  record_ = {.id = request.id, .peer = request.peer, .method = request.method, .path = request.path};
+  const auto start = Clock::now();
+  const Next next = co_await serve(parser, std::move(request));
+  record_.seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  record_.whole = record_.status != 0 && next != Next::kClose;
+  handler_.finished(record_);
+  co_return next;
+}
+
+asio::awaitable<Connection::Next> Connection::serve(RequestParser& parser, ServerRequest request) {
   if (parser.trouble()) {
     co_await send_trouble(*parser.trouble());
     co_return Next::kLinger;
@@ -286,6 +299,7 @@ asio::awaitable<bool> Connection::read_body(RequestParser& parser, ServerRequest
     co_return false;
   }
   request.body = parser.take_body();
+  record_.bytes_in = request.body.size();
   co_return true;
 }
 
@@ -326,8 +340,11 @@ asio::awaitable<bool> Connection::answer_pending(PendingReply& reply, bool head_
         framing = BodyFraming::kUntilEnd;
         keep_alive = false;
       }
-      out = response_bytes(*progress.head,
-                           {.framing = framing, .keep_alive = keep_alive, .request_id = request_id_});
+      record_.status = progress.head->status;
+      out = response_bytes(*progress.head, {.framing = framing,
+                                            .keep_alive = keep_alive,
+                                            .request_id = request_id_,
+                                            .more_headers = more_headers_});
     }
     append_piece(out, framing, progress.body);
     if (progress.done && begun) append_end(out, framing);
@@ -344,14 +361,19 @@ asio::awaitable<bool> Connection::answer_pending(PendingReply& reply, bool head_
 }
 
 asio::awaitable<bool> Connection::send(const ServerResponse& response, bool keep_alive, bool head_only) {
-  const std::string bytes = response_bytes(
-      response, {.keep_alive = keep_alive, .body_allowed = !head_only, .request_id = request_id_});
+  const std::string bytes = response_bytes(response, {.keep_alive = keep_alive,
+                                                      .body_allowed = !head_only,
+                                                      .request_id = request_id_,
+                                                      .more_headers = more_headers_});
+  record_.status = response.status;
   co_return co_await write(bytes);
 }
 
 asio::awaitable<bool> Connection::send_trouble(const RequestParser::Trouble& trouble) {
   ServerResponse response = handler_.trouble(trouble.status, trouble.message);
-  if (trouble.status == 503) response.headers.push_back({.name = "Retry-After", .value = "1"});
+  const auto is_retry = [](const HttpHeader& h) { return equal_without_case(h.name, "Retry-After"); };
+  if (trouble.status == 503 && std::ranges::none_of(response.headers, is_retry))
+    response.headers.push_back({.name = "Retry-After", .value = "1"});
   co_return co_await send(response, false, false);
 }
 
@@ -359,6 +381,7 @@ asio::awaitable<bool> Connection::write(std::string_view bytes) {
   transport_->set_deadline(Clock::now() + options_.write_timeout);
   error_code error;
   co_await transport_->write(asio::buffer(bytes.data(), bytes.size()), error);
+  if (!error) record_.bytes_out += bytes.size();
   co_return !error;
 }
 

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "server/http/message.h"
 #include "server/http/options.h"
@@ -61,6 +62,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   enum class Next : uint8_t { kRequest, kEnd, kClose, kLinger };
 
   asio::awaitable<Next> one_request();
+  asio::awaitable<Next> serve(RequestParser& parser, ServerRequest request);
   asio::awaitable<bool> read_head(RequestParser& parser);
   asio::awaitable<bool> read_body(RequestParser& parser, ServerRequest& request, BodyBytes& bytes,
                                   size_t max_bytes);
@@ -83,7 +85,9 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   std::string input_;  // read and not yet parsed
   std::string request_id_;
-  bool idle_ = true;  // no byte of a request is here
+  std::vector<HttpHeader> more_headers_;  // of whatever this request is answered with
+  FinishedRequest record_;                // of this request
+  bool idle_ = true;                      // no byte of a request is here
   bool stopped_ = false;
 };
 

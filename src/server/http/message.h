@@ -8,6 +8,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -24,7 +25,8 @@ struct ServerRequest {
   std::string query;   // behind it
   std::vector<HttpHeader> headers;
   std::string body;
-  std::string id;  // the client's X-Request-Id, or one of ours
+  std::string id;    // the client's X-Request-Id, or one of ours
+  std::string peer;  // the client's address without its port; empty on a Unix socket
 
   // Names are compared without case; nullptr when absent. The first of several.
   const std::string* header(std::string_view name) const;
@@ -68,6 +70,20 @@ using Reply = std::variant<ServerResponse, std::unique_ptr<PendingReply>>;
 struct Admission {
   std::unique_ptr<ServerResponse> refusal;
   size_t max_body_bytes = 0;
+  std::shared_ptr<void> lease;  // kept until the answer has ended, however it ends
+};
+
+// A request that has ended, for logs.
+struct FinishedRequest {
+  std::string id;
+  std::string peer;
+  std::string method;
+  std::string path;
+  int status = 0;        // that was sent; 0: the client left before
+  size_t bytes_in = 0;   // of the body
+  size_t bytes_out = 0;  // with the head
+  double seconds = 0;    // from the head's last byte
+  bool whole = false;    // false: the client left, or the answer broke off
 };
 
 // Who answers. Called from the server's threads, several at a time.
@@ -83,6 +99,10 @@ class HttpHandler {
   // Trouble that the HTTP layer sees itself (a malformed head, a timeout, too many connections) in the shape
   // that clients of this handler expect. `message` is a whole sentence.
   virtual ServerResponse trouble(int status, std::string_view message) = 0;
+  // Headers for whatever this request is answered with, refusals and troubles included.
+  virtual std::vector<HttpHeader> headers_for(const ServerRequest& /*head*/) { return {}; }
+  // Once for every request whose head was read; cheap, and does not block.
+  virtual void finished(const FinishedRequest& /*request*/) {}
 };
 
 // "Not Found"; "Error" for what has no name.

@@ -42,6 +42,7 @@ std::string response_bytes(const ServerResponse& response, const ResponseFrame& 
   if (!response.content_type.empty() && response.status != 204)
     append_header(out, "Content-Type", response.content_type);
   for (const HttpHeader& header : response.headers) append_header(out, header.name, header.value);
+  for (const HttpHeader& header : frame.more_headers) append_header(out, header.name, header.value);
   if (frame.framing == BodyFraming::kChunked) append_header(out, "Transfer-Encoding", "chunked");
   if (frame.framing == BodyFraming::kLength && response.status != 204)
     append_header(out, "Content-Length", std::to_string(response.body.size()));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -21,6 +22,7 @@ struct ResponseFrame {
   bool keep_alive = true;
   bool body_allowed = true;     // false for HEAD: the length is said, the body is not sent
   std::string_view request_id;  // empty: none
+  std::span<const HttpHeader> more_headers;
 };
 
 // Status line and headers, and the body too where it is whole. Line breaks inside header values are dropped.

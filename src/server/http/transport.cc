@@ -2,12 +2,15 @@
 
 #include <poll.h>
 
+#include <algorithm>
 #include <boost/asio/ip/address.hpp>
+#include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/ssl/host_name_verification.hpp>
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
+#include <cstring>
 #include <utility>
 
 namespace jewel {
@@ -125,6 +128,18 @@ void Transport::arm(std::chrono::steady_clock::time_point at) {
 bool Transport::peer_gone() {
   pollfd watched{.fd = socket_.native_handle(), .events = POLLRDHUP, .revents = 0};
   return ::poll(&watched, 1, 0) > 0 && (watched.revents & (POLLRDHUP | POLLHUP | POLLERR | POLLNVAL)) != 0;
+}
+
+std::string Transport::peer() const {
+  error_code error;
+  const auto generic = socket_.remote_endpoint(error);
+  if (error || (generic.protocol().family() != AF_INET && generic.protocol().family() != AF_INET6)) return {};
+  asio::ip::tcp::endpoint endpoint;
+  std::memcpy(endpoint.data(), generic.data(), std::min(generic.size(), endpoint.capacity()));
+  const asio::ip::address address = endpoint.address();
+  if (address.is_v6() && address.to_v6().is_v4_mapped())
+    return asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6()).to_string();
+  return address.to_string();
 }
 
 void Transport::close() {

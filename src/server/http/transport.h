@@ -41,6 +41,8 @@ class Transport : public std::enable_shared_from_this<Transport> {
 
   // The peer has closed, or the line is broken. Costs one system call and reads nothing.
   bool peer_gone();
+  // Its address without the port, an IPv4 address as such; empty on a Unix socket or when it is gone.
+  std::string peer() const;
   void close();
 
  protected:

@@ -28,6 +28,14 @@ int64_t unix_seconds() {
   return std::chrono::duration_cast<std::chrono::seconds>(now).count();
 }
 
+// /health?deep=1 is another route, because it computes: it asks for a key.
+bool asks_for_deep_health(const ServerRequest& head) {
+  if (!head.path.ends_with("/health")) return false;
+  const std::string query = "&" + head.query + "&";
+  return query.find("&deep=1&") != std::string::npos || query.find("&deep=true&") != std::string::npos ||
+         query.find("&deep&") != std::string::npos;
+}
+
 ServerResponse json_response(std::string body) {
   return {.body = std::move(body)};
 }
@@ -39,6 +47,9 @@ ApiServer::ApiServer(Engine& engine, ApiOptions options)
       options_(std::move(options)),
       created_(unix_seconds()),
       images_(options_.images),
+      cors_(options_.cors),
+      limit_(options_.max_requests_per_client, !options_.api_keys.empty()),
+      golden_(engine),
       router_(make_routes(), options_.root_path, ApiKeys(options_.api_keys), options_.protect_all) {}
 
 std::vector<Route> ApiServer::make_routes() {
@@ -57,6 +68,7 @@ std::vector<Route> ApiServer::make_routes() {
       {"POST", "/tokenize", kKey, with_images, [this](ServerRequest&& r) { return tokenize(r); }},
       {"POST", "/detokenize", kKey, text, [this](ServerRequest&& r) { return detokenize(r); }},
       {"GET", "/health", kAlways, 0, [this](ServerRequest&&) { return health(); }},
+      {"GET", "/health/deep", kKey, 0, [this](ServerRequest&&) { return deep_health(); }},
       {"GET", "/ping", kProbe, 0, [this](ServerRequest&&) { return health(); }},
       {"POST", "/ping", kProbe, 1024, [this](ServerRequest&&) { return health(); }},
       {"GET", "/version", kProbe, 0, say(json_response(R"({"version":")" JEWEL_VERSION R"("})"))},
@@ -68,10 +80,32 @@ std::vector<Route> ApiServer::make_routes() {
   };
 }
 
+Admission ApiServer::admit(const ServerRequest& head) {
+  if (auto answer = cors_.preflight(head))
+    return {.refusal = std::make_unique<ServerResponse>(*std::move(answer))};
+  if (asks_for_deep_health(head)) {
+    ServerRequest deep = head;
+    deep.path += "/deep";
+    return router_.admit(deep);
+  }
+  Admission admission = router_.admit(head);
+  if (admission.refusal != nullptr || head.method != "POST") return admission;
+  admission.lease = limit_.enter(head);
+  if (admission.lease == nullptr) {
+    ServerResponse response = error_response(
+        429,
+        fmt::format("{} requests of this client are under way, which is its limit; send the next when one "
+                    "has ended",
+                    options_.max_requests_per_client));
+    response.headers.push_back({.name = "Retry-After", .value = "1"});
+    admission.refusal = std::make_unique<ServerResponse>(std::move(response));
+  }
+  return admission;
+}
+
 // A library that throws (memory, mostly) fails one request, not the server.
 Reply ApiServer::handle(ServerRequest&& request) {
-  if (options_.log_requests)
-    log().info("{} {} {} ({} bytes)", request.id, request.method, request.path, request.body.size());
+  if (asks_for_deep_health(request)) request.path += "/deep";
   try {
     return router_.handle(std::move(request));
   } catch (const std::bad_alloc&) {
@@ -192,9 +226,30 @@ Reply ApiServer::detokenize(const ServerRequest& request) const {
   return json_response(out.open('{').field("prompt", *text).close('}').take());
 }
 
-Reply ApiServer::health() const {
+// Never the query, which may hold what a client would rather not see in a log.
+void ApiServer::finished(const FinishedRequest& request) {
+  if (!options_.log_requests) return;
+  log_event("request", {{"client", request.peer.empty() ? "unix" : request.peer},
+                        {"method", request.method},
+                        {"path", request.path.substr(0, 256)},
+                        {"status", int64_t{request.status}},
+                        {"bytes_in", static_cast<int64_t>(request.bytes_in)},
+                        {"bytes_out", static_cast<int64_t>(request.bytes_out)},
+                        {"seconds", request.seconds},
+                        {"whole", request.whole},
+                        {"id", request.id}});
+}
+
+Reply ApiServer::health() {
   if (draining_) return error_response(503, "the server is shutting down");
+  if (const auto trouble = watch_.trouble(engine_.stats(), metrics_->failures_in_a_row()))
+    return error_response(503, *trouble);
   return ServerResponse{.content_type = "text/plain"};
+}
+
+Reply ApiServer::deep_health() {
+  if (draining_) return error_response(503, "the server is shutting down");
+  return golden_.check([metrics = metrics_] { metrics->forget_failures(); });
 }
 
 Reply ApiServer::metrics_page() const {

@@ -84,6 +84,8 @@ void Metrics::next_tokens(double seconds, int tokens) {
 }
 
 void Metrics::finished(const Finish& finish, double seconds) {
+  if (finish.error && finish.error->code == ErrorCode::kInternal) ++failures_in_a_row_;
+  if (!finish.error && finish.reason != EndReason::kCancelled) failures_in_a_row_ = 0;
   const std::scoped_lock lock(mutex_);
   ++by_reason_[static_cast<size_t>(finish.reason)];
   if (finish.error) return;
@@ -119,7 +121,8 @@ std::string Metrics::page(const Stats& stats, const ModelInfo& info, std::string
   counter("vllm:num_preemptions_total", "Requests that were stopped for others and begun again.",
           stats.preemptions);
   write_one(out, "gauge", "vllm:cache_config_info", "How KV memory is laid out.",
-            fmt::format("{},block_size=\"16\",cache_dtype=\"{}\"", labels, label_value(info.kv_cache_dtype)),
+            fmt::format("{},block_size=\"{}\",cache_dtype=\"{}\",num_gpu_blocks=\"{}\"", labels,
+                        info.page_tokens, label_value(info.kv_cache_dtype), info.n_full_pages),
             1);
 
   const std::scoped_lock lock(mutex_);

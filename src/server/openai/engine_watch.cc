@@ -1,0 +1,30 @@
+#include "server/openai/engine_watch.h"
+
+#include <fmt/format.h>
+
+namespace jewel {
+namespace {
+
+constexpr int kManyFailures = 3;  // one may be a request's own fault that nobody foresaw
+
+}  // namespace
+
+std::optional<std::string> EngineWatch::trouble(const Stats& stats, int failures_in_a_row) {
+  if (failures_in_a_row >= kManyFailures)
+    return fmt::format("the last {} requests failed inside the engine", failures_in_a_row);
+  const auto now = Clock::now();
+  const std::scoped_lock lock(mutex_);
+  if (stats.running == 0) {
+    running_since_.reset();
+    return std::nullopt;
+  }
+  if (!running_since_ || stats.steps != steps_) {
+    running_since_ = now;
+    steps_ = stats.steps;
+  }
+  if (now - *running_since_ < longest_step_) return std::nullopt;
+  return fmt::format("the engine has ended no step for {} s",
+                     std::chrono::duration_cast<std::chrono::seconds>(now - *running_since_).count());
+}
+
+}  // namespace jewel
