@@ -5,13 +5,17 @@
 #include <cstdio>
 #include <string_view>
 
+#include "base/log.h"
 #include "cli/commands.h"
 
 namespace jewel {
 
 int report(const Error& error) {
   std::fflush(stdout);
-  fmt::print(stderr, "jewel: error: {}\n", error.message);
+  if (log_is_json())
+    log().error("{}", error.message);
+  else
+    fmt::print(stderr, "jewel: error: {}\n", error.message);
   return kExitError;
 }
 
@@ -24,7 +28,7 @@ std::string human_bytes(double bytes) {
 
 std::function<void(size_t, size_t)> loading_progress(const std::string& what) {
   const auto start = std::chrono::steady_clock::now();
-  const bool terminal = ::isatty(STDERR_FILENO) != 0;
+  const bool terminal = ::isatty(STDERR_FILENO) != 0 && !log_is_json();
   return [=, shown = -1](size_t done, size_t total) mutable {
     const int percent =
         static_cast<int>(100.0 * static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1)));

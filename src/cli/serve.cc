@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <thread>
 
 #include "base/log.h"
@@ -23,6 +24,7 @@
 #include "server/http/http_server.h"
 #include "server/openai/api_server.h"
 #include "server/openai/field_reader.h"
+#include "server/openai/stats_log.h"
 #include "server/serve_options.h"
 #include "server/settings.h"
 
@@ -171,9 +173,7 @@ void warn_of_what_is_missing(const ServeOptions& options) {
   missing(options.generation_config != "auto", "generation-config");
   missing(options.chat_template.has_value(), "chat-template");
   missing(options.tokens_as_token_ids, "return-tokens-as-token-ids");
-  missing(!options.cors.origins.empty(), "allowed-origins");
   missing(options.idle_release_s > 0, "idle-release");
-  missing(options.log_json, "log-format json");
 }
 
 // Returns when the server has stopped; the first signal lets requests finish, the second does not.
@@ -195,6 +195,31 @@ void run_until_signalled(HttpServer& server, ApiServer& api, double drain_timeou
   drain.join();
 }
 
+// vLLM's variable of the environment.
+Result<std::chrono::milliseconds> stats_interval() {
+  double seconds = 10;
+  if (const char* text = std::getenv("VLLM_LOG_STATS_INTERVAL")) {
+    char* end = nullptr;
+    seconds = std::strtod(text, &end);
+    if (end == text || *end != '\0' || !(seconds >= 0.1 && seconds <= 86400)) {
+      return invalid(
+          fmt::format("VLLM_LOG_STATS_INTERVAL: found '{}', expected seconds, 0.1 to 86400", text));
+    }
+  }
+  return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
+}
+
+void say_ready(const std::string& model, const std::string& address, double seconds,
+               const std::string& backend) {
+  if (log_is_json()) {
+    log_event("serving",
+              {{"model", model}, {"address", address}, {"ready_after_s", seconds}, {"backend", backend}});
+  } else {
+    fmt::print(stderr, "jewel: serving {} at {}, ready after {:.2f} s on {}\n", model, address, seconds,
+               backend);
+  }
+}
+
 int wrong_usage(const Error& error) {
   report(error);
   return kExitUsage;
@@ -209,6 +234,8 @@ int serve_model(const ServeOptions& options, Clock::time_point start) {
   if (!defaults.ok()) return wrong_usage(defaults.error());
   auto images = image_rules(options);
   if (!images.ok()) return wrong_usage(images.error());
+  const auto interval = stats_interval();
+  if (!interval.ok()) return wrong_usage(interval.error());
 
   const auto directory = directory_of(options);
   if (!directory.ok()) return report(directory.error());
@@ -225,13 +252,21 @@ int serve_model(const ServeOptions& options, Clock::time_point start) {
                            .root_path = options.root_path,
                            .max_body_bytes = static_cast<size_t>(options.max_body_bytes),
                            .log_requests = options.log_requests,
-                           .images = *std::move(images)});
+                           .images = *std::move(images),
+                           .cors = {.origins = options.cors.origins,
+                                    .methods = options.cors.methods,
+                                    .headers = options.cors.headers,
+                                    .credentials = options.cors.credentials},
+                           .max_requests_per_client = options.max_requests_per_client});
   auto server = HttpServer::start(http_options(options), api);
   if (!server.ok()) return report(server.error());
   is_serving = true;
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  fmt::print(stderr, "jewel: serving {} at {}, ready after {:.2f} s on {}\n",
-             options.served_model_names.front(), (*server)->address(), seconds, (*engine)->info().backend);
+  say_ready(options.served_model_names.front(), (*server)->address(), seconds, (*engine)->info().backend);
+  // A GPU needs some milliseconds for them; the first deep check of a CPU takes them itself.
+  if (!(*engine)->info().backend.starts_with("cpu")) api.take_golden_answers();
+  std::optional<StatsLog> stats;
+  if (options.log_stats) stats.emplace([&] { return (*engine)->stats(); }, *interval);
   run_until_signalled(**server, api, options.drain_timeout_s);
   return kExitDone;
 }
@@ -246,6 +281,7 @@ int serve(const std::vector<std::string>& arguments) {
   const auto start = Clock::now();
   const auto settings = Settings::read(arguments);
   if (!settings.ok()) return wrong_usage(settings.error());
+  set_log_json(settings->text("log-format") == "json");  // for mistakes in other settings too
   if (settings->help) {
     fmt::print("{}{}", kUsage, flags_help());
     return kExitDone;

@@ -90,6 +90,8 @@ constexpr auto kFlags = std::to_array<Flag>({
     {"allowed-headers", kJson, kUsed, "CORS", R"(["*"])"},
     {"allow-credentials", kBool, kUsed, "CORS", "false"},
     {"max-connections", kInt, kUsed, "open connections; beyond: 503", "4096"},
+    {"max-requests-per-client", kInt, kUsed, "under way, by key or else by address; more: 429; 0: no limit",
+     "0"},
     {"max-body-mib", kInt, kUsed, "largest request body", "64"},
     {"request-timeout", kNumber, kUsed, "seconds that a request may take; 0: no limit", "0"},
     {"drain-timeout", kNumber, kUsed, "seconds that running requests get after SIGTERM", "30"},

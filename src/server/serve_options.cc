@@ -251,6 +251,7 @@ void read_server(const Settings& settings, Reader& reader, ServeOptions& options
   reader.words("allowed-headers", options.cors.headers);
   reader.flag("allow-credentials", options.cors.credentials);
   reader.integer("max-connections", options.max_connections, 1, 1 << 20);
+  reader.integer("max-requests-per-client", options.max_requests_per_client, 0, 1 << 20);
   int64_t body_mib = options.max_body_bytes >> 20;
   reader.integer("max-body-mib", body_mib, 1, 4096);
   options.max_body_bytes = body_mib << 20;

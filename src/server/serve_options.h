@@ -87,6 +87,7 @@ struct ServeOptions {
   TlsOptions tls;
   CorsOptions cors;
   int max_connections = 4096;
+  int max_requests_per_client = 0;  // under way at once; 0: no limit
   int64_t max_body_bytes = int64_t{64} << 20;
   double request_timeout_s = 0;  // 0: none
   double drain_timeout_s = 30;
