@@ -256,7 +256,8 @@ Plot line_plot(std::string title, const Axis& x_axis, const Axis& y_axis, const 
   return plot;
 }
 
-Plot distribution_plot(std::string title, const Axis& x_axis, const std::vector<Samples>& samples) {
+Plot distribution_plot(std::string title, const Axis& x_axis, const std::vector<Samples>& samples,
+                       std::string y_title) {
   Plot plot{.title = std::move(title), .table = {{"", "n", "median", "p90", "p99", "most"}}};
   std::vector<std::vector<double>> sorted;
   Range xs;
@@ -274,7 +275,7 @@ Plot distribution_plot(std::string title, const Axis& x_axis, const std::vector<
     plot.svg = nothing(plot.title);
     return plot;
   }
-  const Axis share{.title = "share of requests, %", .from_zero = true};
+  const Axis share{.title = std::move(y_title), .from_zero = true};
   const AxisMap x(xs, x_axis, kLeft, kWidth - kRight);
   const AxisMap y({0, 100}, share, kHeight - kBottom, kTop);
   Svg svg(kHeight, plot.title);

@@ -42,7 +42,8 @@ struct Samples {
   std::string name;
   std::vector<double> values;
 };
-Plot distribution_plot(std::string title, const Axis& x, const std::vector<Samples>& samples);
+Plot distribution_plot(std::string title, const Axis& x, const std::vector<Samples>& samples,
+                       std::string y_title = "share of requests, %");
 
 // One bar a row, in parts that add up: joules by phase. `parts` names them.
 struct StackedBar {
