@@ -223,6 +223,7 @@ TEST_F(Http, RefusesBeforeTheBodyIsRead) {
 
 TEST_F(Http, LimitsWhatAllBodiesTakeTogether) {
   options_.max_buffered_bytes = 6 << 20;
+  options_.body_timeout = 1500ms;  // the second must be here before the first is given up
   start();
   RawClient first(port());
   ASSERT_TRUE(first.send("POST /large HTTP/1.1\r\nHost: x\r\nContent-Length: 5000000\r\n\r\nx"));

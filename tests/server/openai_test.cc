@@ -198,8 +198,8 @@ TEST_F(OpenAi, ReadsAPictureFromADataUrl) {
   expect_error(body("data:image/png;base64,AB=="), 400, url, "not base64");  // bits left over
   expect_error(body("data:audio/wav;base64,AAAA"), 400, url, "audio/wav");
   expect_error(body("data:image/png,abc"), 400, url, "base64");
-  expect_error(body("https://example.org/a.png"), 400, url, "data URL");
-  expect_error(body("file:///etc/passwd"), 400, url, "data URL");
+  expect_error(body("http://127.0.0.1/a.png"), 400, "image_url", "public internet");
+  expect_error(body("file:///etc/passwd"), 400, "image_url", "--allowed-local-media-path");
   expect_error(body("data:image/png;base64,AAAA"), 400, "images[0]", "");
 }
 

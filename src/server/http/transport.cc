@@ -1,16 +1,21 @@
 #include "server/http/transport.h"
 
+#include <openssl/err.h>
+#include <openssl/ssl.h>
 #include <poll.h>
 
 #include <algorithm>
 #include <boost/asio/ip/address.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/redirect_error.hpp>
+#include <boost/asio/ssl/error.hpp>
 #include <boost/asio/ssl/host_name_verification.hpp>
 #include <boost/asio/ssl/stream.hpp>
 #include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
+#include <chrono>
 #include <cstring>
+#include <string_view>
 #include <utility>
 
 namespace jewel {
@@ -57,6 +62,10 @@ class TlsTransport final : public Transport {
 
   asio::awaitable<void> handshake(error_code& error) override {
     co_await stream_.async_handshake(side_, into(error));
+    if (error.category() == asio::error::get_ssl_category() &&
+        ERR_GET_REASON(static_cast<unsigned long>(error.value())) == SSL_R_HTTP_REQUEST) {
+      co_await say_that_this_is_tls();
+    }
     if (error && take_timed_out()) error = asio::error::timed_out;
   }
   // The close_notify, without which a client may not trust a body that ends with the connection.
@@ -75,6 +84,22 @@ class TlsTransport final : public Transport {
   }
 
  private:
+  // To who speaks HTTP without TLS: in the same language. What is still unread would reset the connection,
+  // and the answer with it.
+  asio::awaitable<void> say_that_this_is_tls() {
+    constexpr std::string_view kAnswer =
+        "HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 41\r\nConnection: "
+        "close\r\n\r\n"
+        "this port speaks TLS; the URL is https://";
+    error_code ignored;
+    set_deadline(std::chrono::steady_clock::now() + std::chrono::seconds(2));
+    co_await asio::async_write(socket_, asio::buffer(kAnswer), into(ignored));
+    ignored = socket_.shutdown(StreamSocket::shutdown_send, ignored);
+    char thrown_away[1024];
+    error_code end;
+    while (!end) co_await socket_.async_read_some(asio::buffer(thrown_away), into(end));
+  }
+
   asio::ssl::stream<StreamSocket&> stream_;
   asio::ssl::stream_base::handshake_type side_ = asio::ssl::stream_base::server;
 };

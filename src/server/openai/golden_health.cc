@@ -139,7 +139,7 @@ struct GoldenHealth::State : std::enable_shared_from_this<GoldenHealth::State> {
   std::optional<Clock::time_point> result_at;
   std::vector<std::function<void()>> waiting;
 
-  void begin(Engine& engine);
+  void begin(const Submit& submit, const ModelInfo& info);
   void see(size_t prompt, uint32_t run, const Update& update);
   void end();
   ServerResponse judge();
@@ -147,16 +147,16 @@ struct GoldenHealth::State : std::enable_shared_from_this<GoldenHealth::State> {
 };
 
 // With the lock held: submit() never calls back before it returns, only from threads of the engine.
-void GoldenHealth::State::begin(Engine& engine) {
+void GoldenHealth::State::begin(const Submit& submit, const ModelInfo& info) {
   running = true;
   began = Clock::now();
   const uint32_t run = ++runs;
-  prompts = golden_prompts(engine.info(), run);
+  prompts = golden_prompts(info, run);
   answers.assign(prompts.size(), {});
   for (size_t i = 0; i < prompts.size(); ++i) {
     const auto ticket =
-        engine.submit(std::move(prompts[i].request),
-                      [self = shared_from_this(), i, run](Update&& update) { self->see(i, run, update); });
+        submit(std::move(prompts[i].request),
+               [self = shared_from_this(), i, run](Update&& update) { self->see(i, run, update); });
     if (ticket.ok()) continue;
     answers[i].problem = ticket.error().message;
     answers[i].ended = true;
@@ -269,18 +269,26 @@ class CheckReply final : public PendingReply {
 
 }  // namespace
 
-GoldenHealth::GoldenHealth(Engine& engine) : engine_(engine), state_(std::make_shared<State>()) {}
+GoldenHealth::GoldenHealth(Engine& engine)
+    : GoldenHealth(
+          [&engine](Request request, UpdateCallback on_update) {
+            return engine.submit(std::move(request), std::move(on_update));
+          },
+          engine.info(), kKeep) {}
+
+GoldenHealth::GoldenHealth(Submit submit, const ModelInfo& info, std::chrono::milliseconds keep)
+    : submit_(std::move(submit)), info_(info), keep_(keep), state_(std::make_shared<State>()) {}
 
 void GoldenHealth::take_answers() {
   const std::scoped_lock lock(state_->mutex);
-  if (!state_->running && state_->first.empty()) state_->begin(engine_);
+  if (!state_->running && state_->first.empty()) state_->begin(submit_, info_);
 }
 
 Reply GoldenHealth::check(const std::function<void()>& passed) {
   const std::scoped_lock lock(state_->mutex);
-  const bool fresh = state_->result_at && Clock::now() - *state_->result_at < kKeep;
+  const bool fresh = state_->result_at && Clock::now() - *state_->result_at < keep_;
   if (!state_->running && fresh) return state_->aged();
-  if (!state_->running) state_->begin(engine_);
+  if (!state_->running) state_->begin(submit_, info_);
   return std::make_unique<CheckReply>(state_, passed);
 }
 

@@ -4,10 +4,10 @@
 // or the device are not what they were.
 //
 // The first answers are taken by take_answers(), or by the first check. One check at a time: who asks while
-// one is under way gets its result, and a result is good for a few seconds. Any thread; the engine outlives
-// it.
+// one is under way gets its result, and a result is good for a few seconds. Any thread.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -19,7 +19,11 @@ namespace jewel {
 
 class GoldenHealth {
  public:
+  using Submit = std::function<Result<Ticket>(Request, UpdateCallback)>;
+
+  // Of an engine, which outlives it; or of what stands in for one.
   explicit GoldenHealth(Engine& engine);
+  GoldenHealth(Submit submit, const ModelInfo& info, std::chrono::milliseconds keep);
 
   // Begins and returns.
   void take_answers();
@@ -31,7 +35,9 @@ class GoldenHealth {
   struct State;  // of prompts under way, which may outlast this
 
  private:
-  Engine& engine_;
+  const Submit submit_;
+  const ModelInfo& info_;
+  const std::chrono::milliseconds keep_;
   const std::shared_ptr<State> state_;
 };
 
