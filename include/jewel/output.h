@@ -59,6 +59,7 @@ struct Usage {
 };
 
 struct Timings {
+  double load_s = 0;     // that the engine took to load its model, before any request
   double queue_s = 0;    // from submit() to the first step with this request
   double image_s = 0;    // decoding and resizing pictures, part of the time before the queue
   double ttft_s = 0;     // from submit() to the first token

@@ -33,6 +33,7 @@ class Engine::Impl {
   const ModelInfo& info() const { return info_; }
   Stats stats() const;
   bool drain(std::chrono::milliseconds limit);
+  void set_load_s(double seconds) { load_s_ = seconds; }
 
  private:
   Impl(EngineParts parts, const EngineOptions& options) : parts_(std::move(parts)), options_(options) {}
@@ -43,6 +44,7 @@ class Engine::Impl {
   EngineParts parts_;
   EngineOptions options_;
   ModelInfo info_;
+  double load_s_ = 0;
   std::unique_ptr<Preparer> preparer_;
   std::unique_ptr<EngineLoop> loop_;
   std::shared_ptr<EngineLink> link_;
@@ -163,6 +165,7 @@ Result<std::shared_ptr<LiveRequest>> Engine::Impl::submit(Request request, Updat
                           .output = output_.get(),
                           .engine = link_,
                           .max_unread_bytes = options_.max_unread_bytes,
+                          .load_s = load_s_,
                           .on_update = std::move(on_update),
                           .on_end = [this](const Finish& finish) { on_end(finish); }});
   workers_->post([this, live, shared = std::make_shared<const Request>(std::move(request))] {
@@ -270,6 +273,7 @@ struct EngineAccess {
   static std::unique_ptr<Engine> wrap(std::unique_ptr<Engine::Impl> impl) {
     return std::unique_ptr<Engine>(new Engine(std::move(impl)));
   }
+  static void set_load_s(Engine& engine, double seconds) { engine.impl_->set_load_s(seconds); }
   static Result<std::unique_ptr<Engine>> make(EngineParts parts, const EngineOptions& options) {
     JEWEL_ASSIGN(auto impl, Engine::Impl::make(std::move(parts), options));
     return wrap(std::move(impl));
@@ -281,8 +285,12 @@ Result<std::unique_ptr<Engine>> make_engine(EngineParts parts, const EngineOptio
 }
 
 Result<std::unique_ptr<Engine>> Engine::load(const std::string& directory, const EngineOptions& options) {
+  const auto start = std::chrono::steady_clock::now();
   JEWEL_ASSIGN(EngineParts parts, open_parts(directory, options));
-  return make_engine(std::move(parts), options);
+  JEWEL_ASSIGN(auto engine, make_engine(std::move(parts), options));
+  EngineAccess::set_load_s(*engine,
+                           std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  return engine;
 }
 
 Engine::Engine(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

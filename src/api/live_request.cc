@@ -283,6 +283,7 @@ Finish LiveRequest::finish_of(const Finished& finished) {
   finish.error = finished.error;
   usage_.cached_tokens = finished.stats.cached_tokens;
   finish.usage = usage_;
+  finish.timings.load_s = wiring_.load_s;
   finish.timings.image_s = format_.image_s;
   finish.timings.queue_s = seconds(*handed_over_ - submitted_) + seconds(finished.stats.queue);
   finish.timings.prefill_s = seconds(finished.stats.prefill);

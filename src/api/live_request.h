@@ -64,6 +64,7 @@ class LiveRequest final : public SequenceSink, public std::enable_shared_from_th
     WorkerPool* output = nullptr;
     std::shared_ptr<EngineLink> engine;
     size_t max_unread_bytes = 0;
+    double load_s = 0;                          // of the engine, for Timings
     UpdateCallback on_update;                   // empty: a reader calls next()
     std::function<void(const Finish&)> on_end;  // once, before the reader sees the last Update
   };

@@ -107,6 +107,7 @@ TEST_F(OpenAi, AnswersAChat) {
             usage.at("prompt_tokens").as_int64() + usage.at("completion_tokens").as_int64());
   EXPECT_EQ(usage.at("prompt_tokens_details").at("image_tokens").as_int64(), 0);
   EXPECT_TRUE(answer.at("timings").as_object().contains("ttft_s"));
+  EXPECT_GT(answer.at("timings").at("load_s").to_number<double>(), 0);
   EXPECT_EQ(ask(chat(), "/engines/v1/chat/completions").at("choices"), answer.at("choices"));
   EXPECT_EQ(ask(chat(), "/engines/llama.cpp/v1/chat/completions").at("choices"), answer.at("choices"));
 }

@@ -80,6 +80,7 @@ void write_timings(JsonOut& out, const Finish& finish) {
   const Usage& u = finish.usage;
   out.key("timings")
       .open('{')
+      .field("load_s", t.load_s)
       .field("queue_s", t.queue_s)
       .field("image_s", t.image_s)
       .field("ttft_s", t.ttft_s)
