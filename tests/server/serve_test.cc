@@ -1,4 +1,5 @@
 // `jewel serve` as a user starts it: words, files, signals.
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -6,9 +7,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <boost/json.hpp>
 #include <chrono>
+#include <cstdlib>
 #include <fstream>
+#include <set>
 #include <thread>
+#include <vector>
 
 #include "cli/run_program.h"
 #include "server/raw_client.h"
@@ -44,13 +49,26 @@ TEST(Serve, ChecksAFile) {
   ::unlink(path.c_str());
 }
 
-// A server of its own on a Unix socket.
+// A server of its own on a Unix socket; what it says on stderr goes into a file when one is named.
 class Served {
  public:
-  Served() : path_(fmt::format("/tmp/jewel_serve_test_{}.sock", ::getpid())), child_(::fork()) {
+  explicit Served(const std::vector<std::string>& more = {"--log-level", "error"},
+                  const std::string& stderr_file = {})
+      : path_(fmt::format("/tmp/jewel_serve_test_{}.sock", ::getpid())) {
+    std::vector<std::string> words{JEWEL_BINARY,          "serve", kDemoModel, "--uds", path_,
+                                   "--served-model-name", "demo"};
+    words.insert(words.end(), more.begin(), more.end());
+    std::vector<char*> arguments;
+    for (std::string& word : words) arguments.push_back(word.data());
+    arguments.push_back(nullptr);
+    child_ = ::fork();
     if (child_ != 0) return;
-    ::execl(JEWEL_BINARY, JEWEL_BINARY, "serve", kDemoModel.c_str(), "--uds", path_.c_str(), "--log-level",
-            "error", "--served-model-name", "demo", nullptr);
+    if (!stderr_file.empty()) {
+      const int fd = ::open(stderr_file.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0600);
+      ::dup2(fd, STDERR_FILENO);
+    }
+    ::setenv("VLLM_LOG_STATS_INTERVAL", "0.2", 1);
+    ::execv(JEWEL_BINARY, arguments.data());
     ::_exit(127);
   }
   ~Served() {
@@ -82,7 +100,7 @@ class Served {
 
  private:
   const std::string path_;
-  pid_t child_;
+  pid_t child_ = -1;
 };
 
 constexpr const char* kQuestion = R"({"messages":[{"role":"user","content":"Who are you?"}],"temperature":0)";
@@ -114,6 +132,48 @@ TEST(Serve, LetsRequestsFinishAndStopsAtTheSecondSignal) {
   served.signal(SIGTERM);
   EXPECT_EQ(served.wait_exit(5s), 0);
   EXPECT_THAT(client.read_until("[DONE]"), HasSubstr("shutting down"));
+}
+
+// What a program that reads the log can rely on: every line is a JSON object, those about mistakes too.
+TEST(Serve, LogsInJson) {
+  const std::string file = fmt::format("/tmp/jewel_serve_test_{}.log", ::getpid());
+  {
+    Served served({"--log-format", "json", "--enable-log-requests", "--disable-log-requests"}, file);
+    ASSERT_TRUE(served.wait_ready());
+    RawClient client(served.path());
+    EXPECT_EQ(client.post("/v1/chat/completions", std::string(kQuestion) + R"(,"frobnicate":1})").status,
+              200);
+    std::this_thread::sleep_for(500ms);  // for a line of statistics
+    client.close();
+    served.signal(SIGTERM);
+    EXPECT_EQ(served.wait_exit(10s), 0);
+  }
+  std::ifstream in(file);
+  std::set<std::string> messages;
+  for (std::string line; std::getline(in, line);) {
+    boost::system::error_code error;
+    const boost::json::value value = boost::json::parse(line, error);
+    ASSERT_FALSE(error) << line;
+    messages.emplace(value.at("message").as_string());
+    EXPECT_EQ(value.at("time").as_string().size(), 24U);
+    EXPECT_TRUE(value.as_object().contains("level"));
+    EXPECT_THAT(line, testing::Not(HasSubstr("Who are you")));
+  }
+  for (const char* expected : {"serving", "request", "stats"})
+    EXPECT_TRUE(messages.contains(expected)) << expected;
+  EXPECT_GE(messages.size(), 5U);  // the retired flag and the unknown field too
+  ::unlink(file.c_str());
+  const ProgramOutput mistake = run_program({"serve", "/nonexistent", "--log-format", "json"});
+  EXPECT_EQ(mistake.exit_code, 1);
+  EXPECT_EQ(mistake.err.substr(0, 9), R"({"time":")");
+  EXPECT_EQ(mistake.err.substr(mistake.err.size() - 3), "\"}\n");
+}
+
+TEST(Serve, ChecksWhatPicturesMayComeFrom) {
+  const ProgramOutput missing =
+      run_program({"serve", kDemoModel, "--allowed-local-media-path", "/nonexistent/pictures"});
+  EXPECT_EQ(missing.exit_code, 2);
+  EXPECT_THAT(missing.err, HasSubstr("--allowed-local-media-path /nonexistent/pictures: not a directory"));
 }
 
 }  // namespace
