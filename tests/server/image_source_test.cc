@@ -1,6 +1,8 @@
 // Pictures by address: what is refused, what is said, and how much is taken. Servers are stand-ins on
 // loopback, which is let through by naming it or by the rules' hook for tests.
 #include <arpa/inet.h>
+#include <curl/curl.h>
+#include <dlfcn.h>
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -8,9 +10,14 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cctype>
 #include <condition_variable>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <mutex>
+#include <optional>
+#include <random>
 
 #include "server/images/image_loader.h"
 #include "server/images/image_url.h"
@@ -142,6 +149,107 @@ TEST(ImageUrl, IsTakenApartStrictly) {
   EXPECT_EQ(parse_image_url("file://localhost/c.png")->path, "/c.png");
   EXPECT_TRUE(looks_like_image_url("HtTp://x"));
   EXPECT_FALSE(looks_like_image_url("data:image/png;base64,http://"));
+}
+
+// libcurl's own reading of a URL, opened as the program opens it.
+class CurlUrls {
+ public:
+  CurlUrls() : library_(::dlopen("libcurl.so.4", RTLD_NOW | RTLD_LOCAL)) {
+    if (library_ == nullptr) return;
+    find(make_, "curl_url");
+    find(set_, "curl_url_set");
+    find(get_, "curl_url_get");
+    find(cleanup_, "curl_url_cleanup");
+    find(free_, "curl_free");
+  }
+  bool there() const { return library_ != nullptr; }
+  // In small letters, without brackets and a last dot; nullopt: libcurl refuses the URL.
+  std::optional<std::string> host(const std::string& url) const {
+    CURLU* handle = make_();
+    char* text = nullptr;
+    std::optional<std::string> host;
+    if (set_(handle, CURLUPART_URL, url.c_str(), 0) == CURLUE_OK &&
+        get_(handle, CURLUPART_HOST, &text, 0) == CURLUE_OK) {
+      host = text;
+      free_(text);
+      if (host->starts_with('[')) host = host->substr(1, host->size() - 2);
+      if (host->ends_with('.')) host->pop_back();
+      for (char& c : *host) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+    }
+    cleanup_(handle);
+    return host;
+  }
+
+ private:
+  template <typename F>
+  void find(F& function, const char* name) {
+    function = reinterpret_cast<F>(::dlsym(library_, name));
+    ASSERT_NE(function, nullptr) << name;
+  }
+  void* library_;
+  decltype(&curl_url) make_ = nullptr;
+  decltype(&curl_url_set) set_ = nullptr;
+  decltype(&curl_url_get) get_ = nullptr;
+  decltype(&curl_url_cleanup) cleanup_ = nullptr;
+  decltype(&curl_free) free_ = nullptr;
+};
+
+// The host that is checked is the host that is asked: what both accept, both read alike, but for numbers,
+// which libcurl writes as addresses (and which no list names in such a spelling).
+TEST(ImageUrl, IsReadAsLibcurlReadsIt) {
+  const CurlUrls curl;
+  if (!curl.there()) GTEST_SKIP() << "no libcurl";
+  const std::vector<std::string> pieces{"http://",
+                                        "https://",
+                                        "HTTP://",
+                                        "good.example",
+                                        "evil.example",
+                                        "@",
+                                        ":",
+                                        "/",
+                                        "\\",
+                                        "?",
+                                        "#",
+                                        ".",
+                                        "..",
+                                        "80",
+                                        "8080",
+                                        "127.0.0.1",
+                                        "[::1]",
+                                        "[",
+                                        "]",
+                                        "%2e",
+                                        "%40",
+                                        "%2f",
+                                        "%00",
+                                        "0x7f",
+                                        "a",
+                                        "-",
+                                        "_",
+                                        ";",
+                                        "&",
+                                        "=",
+                                        "//",
+                                        " ",
+                                        "\t",
+                                        "\xc3\xa4",
+                                        "\xe3\x80\x82",
+                                        "user",
+                                        "::"};
+  std::mt19937 random(7);
+  int both = 0;
+  for (int i = 0; i < 200'000; ++i) {
+    std::string url = pieces[random() % 3];
+    for (size_t n = random() % 8; n > 0; --n) url += pieces[random() % pieces.size()];
+    const auto ours = parse_image_url(url);
+    if (!ours.ok()) continue;
+    const auto theirs = curl.host(url);
+    if (!theirs) continue;
+    ++both;
+    const bool number = ours->host.find_first_not_of("0123456789abcdefx.:") == std::string::npos;
+    if (!number) EXPECT_EQ(ours->host, *theirs) << url;
+  }
+  EXPECT_GT(both, 1000);
 }
 
 ImageRules on_loopback() {

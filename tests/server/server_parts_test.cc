@@ -8,6 +8,7 @@
 #include "server/http/cors.h"
 #include "server/openai/client_limit.h"
 #include "server/openai/engine_watch.h"
+#include "server/openai/metrics.h"
 #include "server/openai/stats_log.h"
 
 namespace jewel {
@@ -87,6 +88,20 @@ TEST(EngineWatch, SeesAnEngineThatStandsStill) {
   EXPECT_FALSE(watch.trouble(stats, 0));
   stats.running = 1;
   EXPECT_FALSE(watch.trouble(stats, 0));  // its time begins when it runs again
+}
+
+TEST(Metrics, CountsFailuresInARow) {
+  Metrics metrics;
+  Finish failed{.reason = EndReason::kError, .error = Error{ErrorCode::kInternal, "the device fell off", {}}};
+  metrics.finished(failed, 1);
+  metrics.finished(failed, 1);
+  EXPECT_EQ(metrics.failures_in_a_row(), 2);
+  failed.error->code = ErrorCode::kInvalid;  // the client's own
+  metrics.finished(failed, 1);
+  metrics.finished({.reason = EndReason::kCancelled}, 1);
+  EXPECT_EQ(metrics.failures_in_a_row(), 2);
+  metrics.finished({.reason = EndReason::kLength}, 1);
+  EXPECT_EQ(metrics.failures_in_a_row(), 0);
 }
 
 TEST(ClientLimit, CountsByKeyOrAddress) {
