@@ -103,6 +103,7 @@ struct Stats {
   uint64_t failed = 0;
   uint64_t preemptions = 0;
   uint64_t steps = 0;
+  int steps_failed_in_a_row = 0;  // on the device, since the last that did not; their requests failed
 };
 
 using UpdateCallback = std::function<void(Update&&)>;

@@ -220,6 +220,7 @@ Stats Engine::Impl::stats() const {
   stats.image_hits = engine.image_hits;
   stats.preemptions = engine.preemptions;
   stats.steps = engine.steps;
+  stats.steps_failed_in_a_row = engine.steps_failed_in_a_row;
   return stats;
 }
 

@@ -16,6 +16,7 @@ void Scheduler::Impl::collect() {
     return;
   }
   ++n_collected_steps_;
+  stats_.steps_failed_in_a_row = 0;
   size_t n_sampled = 0, n_logprobs = 0;
   for (const Row& row : step.rows) {
     SampledToken* sampled = nullptr;
@@ -37,6 +38,7 @@ void Scheduler::Impl::collect() {
 void Scheduler::Impl::collect_failed(Step& step, const Error& error) {
   features_.distrust(n_collected_steps_);
   ++n_collected_steps_;
+  ++stats_.steps_failed_in_a_row;
   for (const Row& row : step.rows) {
     Sequence& sequence = *row.sequence;
     --sequence.n_in_flight;

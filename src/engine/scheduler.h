@@ -76,6 +76,7 @@ struct SchedulerStats {
   PoolCounts full_pages, sliding_pages;
   int cached_features = 0;
   uint64_t steps = 0;
+  int steps_failed_in_a_row = 0;       // on the device, since the last that did not
   uint64_t requests_finished[6] = {};  // by FinishReason
   uint64_t prompt_tokens = 0;          // of admitted sequences
   uint64_t prefill_tokens_computed = 0;

@@ -360,6 +360,19 @@ TEST_F(SchedulerTest, ADeviceErrorEndsTheSequencesOfThatStep) {
   EXPECT_EQ(later->reason(), FinishReason::kLength);
 }
 
+TEST_F(SchedulerTest, ADeviceThatFailsAgainAndAgainIsSeen) {
+  start({.steps = {0, 1, 2, 3, 4, 5}});
+  int most = 0;
+  for (int i = 0; i < 10; ++i) {
+    const auto one = add(request(20, 5, i));
+    finish_all();
+    most = std::max(most, scheduler->stats().steps_failed_in_a_row);
+    EXPECT_EQ(one->reason() == FinishReason::kError, scheduler->stats().steps_failed_in_a_row > 0);
+  }
+  EXPECT_EQ(most, 6);
+  EXPECT_EQ(scheduler->stats().steps_failed_in_a_row, 0);
+}
+
 class Preempted : public SchedulerTest, public testing::WithParamInterface<size_t> {};
 
 TEST_P(Preempted, ComesBackWithTheSameAnswer) {

@@ -271,6 +271,7 @@ TEST_F(Operation, ChecksItselfWhenAsked) {
     EXPECT_EQ(prompt.at("tokens").as_int64(), 8);
     EXPECT_GT(prompt.at("ttft_s").as_double(), 0);
   }
+  std::this_thread::sleep_for(20ms);
   const json::value again = json::parse(get("/api/health?deep=1", key).body);  // kept
   EXPECT_EQ(again.at("seconds"), report.at("seconds"));
   EXPECT_GT(again.at("age_s").as_double(), report.at("age_s").as_double());
@@ -309,12 +310,9 @@ class Golden : public testing::Test {
         },
         demo_engine().info(), keep);
   }
-  ServerResponse check(GoldenHealth& health) {
-    return ended(health.check([this] { ++passed_; }));
-  }
+  static ServerResponse check(GoldenHealth& health) { return ended(health.check()); }
   std::function<void(Update&)> spoil_;
   std::atomic<int> submitted_{0};
-  int passed_ = 0;
 };
 
 TEST_F(Golden, ComputesTheSameAgain) {
@@ -332,7 +330,6 @@ TEST_F(Golden, ComputesTheSameAgain) {
   const auto images_after = demo_engine().stats();
   EXPECT_EQ(images_after.image_queries - images_before.image_queries, 3U);
   EXPECT_EQ(images_after.image_hits, images_before.image_hits);  // encoded anew
-  EXPECT_EQ(passed_, 4);
 }
 
 TEST_F(Golden, SeesOtherTokensAndNumbers) {
@@ -363,7 +360,6 @@ TEST_F(Golden, SeesOtherTokensAndNumbers) {
   expect_failure("the device fell off");
   spoil_ = {};
   EXPECT_EQ(check(golden).status, 200);
-  EXPECT_EQ(passed_, 2);
 }
 
 TEST_F(Golden, RunsOnceForAllWhoAsk) {
@@ -371,7 +367,7 @@ TEST_F(Golden, RunsOnceForAllWhoAsk) {
   std::vector<std::thread> askers;
   std::atomic<int> good{0};
   for (int i = 0; i < 8; ++i)
-    askers.emplace_back([&] { good += ended(golden.check([] {})).status == 200 ? 1 : 0; });
+    askers.emplace_back([&] { good += ended(golden.check()).status == 200 ? 1 : 0; });
   for (std::thread& asker : askers) asker.join();
   EXPECT_EQ(good, 8);
   EXPECT_EQ(submitted_, 3);

@@ -8,7 +8,6 @@
 #include "server/http/cors.h"
 #include "server/openai/client_limit.h"
 #include "server/openai/engine_watch.h"
-#include "server/openai/metrics.h"
 #include "server/openai/stats_log.h"
 
 namespace jewel {
@@ -74,34 +73,23 @@ TEST(StatsLog, LogsWhileThereIsWork) {
 TEST(EngineWatch, SeesAnEngineThatStandsStill) {
   EngineWatch watch(20ms);
   Stats stats;
-  EXPECT_FALSE(watch.trouble(stats, 2));
-  EXPECT_THAT(*watch.trouble(stats, 3), HasSubstr("last 3 requests failed"));
+  stats.steps_failed_in_a_row = 2;
+  EXPECT_FALSE(watch.trouble(stats));
+  stats.steps_failed_in_a_row = 3;
+  EXPECT_THAT(*watch.trouble(stats), HasSubstr("last 3 steps"));
+  stats.steps_failed_in_a_row = 0;
   stats.running = 1;
   stats.steps = 7;
-  EXPECT_FALSE(watch.trouble(stats, 0));
+  EXPECT_FALSE(watch.trouble(stats));
   std::this_thread::sleep_for(30ms);
-  EXPECT_THAT(*watch.trouble(stats, 0), HasSubstr("ended no step"));
+  EXPECT_THAT(*watch.trouble(stats), HasSubstr("ended no step"));
   stats.steps = 8;
-  EXPECT_FALSE(watch.trouble(stats, 0));
+  EXPECT_FALSE(watch.trouble(stats));
   std::this_thread::sleep_for(30ms);
   stats.running = 0;
-  EXPECT_FALSE(watch.trouble(stats, 0));
+  EXPECT_FALSE(watch.trouble(stats));
   stats.running = 1;
-  EXPECT_FALSE(watch.trouble(stats, 0));  // its time begins when it runs again
-}
-
-TEST(Metrics, CountsFailuresInARow) {
-  Metrics metrics;
-  Finish failed{.reason = EndReason::kError, .error = Error{ErrorCode::kInternal, "the device fell off", {}}};
-  metrics.finished(failed, 1);
-  metrics.finished(failed, 1);
-  EXPECT_EQ(metrics.failures_in_a_row(), 2);
-  failed.error->code = ErrorCode::kInvalid;  // the client's own
-  metrics.finished(failed, 1);
-  metrics.finished({.reason = EndReason::kCancelled}, 1);
-  EXPECT_EQ(metrics.failures_in_a_row(), 2);
-  metrics.finished({.reason = EndReason::kLength}, 1);
-  EXPECT_EQ(metrics.failures_in_a_row(), 0);
+  EXPECT_FALSE(watch.trouble(stats));  // its time begins when it runs again
 }
 
 TEST(ClientLimit, CountsByKeyOrAddress) {

@@ -242,14 +242,13 @@ void ApiServer::finished(const FinishedRequest& request) {
 
 Reply ApiServer::health() {
   if (draining_) return error_response(503, "the server is shutting down");
-  if (const auto trouble = watch_.trouble(engine_.stats(), metrics_->failures_in_a_row()))
-    return error_response(503, *trouble);
+  if (const auto trouble = watch_.trouble(engine_.stats())) return error_response(503, *trouble);
   return ServerResponse{.content_type = "text/plain"};
 }
 
 Reply ApiServer::deep_health() {
   if (draining_) return error_response(503, "the server is shutting down");
-  return golden_.check([metrics = metrics_] { metrics->forget_failures(); });
+  return golden_.check();
 }
 
 Reply ApiServer::metrics_page() const {

@@ -5,13 +5,13 @@
 namespace jewel {
 namespace {
 
-constexpr int kManyFailures = 3;  // one may be a request's own fault that nobody foresaw
+constexpr int kManyFailures = 3;  // a device may have trouble once
 
 }  // namespace
 
-std::optional<std::string> EngineWatch::trouble(const Stats& stats, int failures_in_a_row) {
-  if (failures_in_a_row >= kManyFailures)
-    return fmt::format("the last {} requests failed inside the engine", failures_in_a_row);
+std::optional<std::string> EngineWatch::trouble(const Stats& stats) {
+  if (stats.steps_failed_in_a_row >= kManyFailures)
+    return fmt::format("the last {} steps of the engine failed", stats.steps_failed_in_a_row);
   const auto now = Clock::now();
   const std::scoped_lock lock(mutex_);
   if (stats.running == 0) {

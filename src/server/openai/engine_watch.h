@@ -1,5 +1,5 @@
 // EngineWatch: what can be seen from outside of an engine that no longer works: requests that run while no
-// step ends, or that all fail. Looked at by whoever probes /health; any thread.
+// step ends, or steps that all fail. Looked at by whoever probes /health; any thread.
 #pragma once
 
 #include <chrono>
@@ -19,7 +19,7 @@ class EngineWatch {
       : longest_step_(longest_step) {}
 
   // A sentence, when the engine must be taken for dead.
-  std::optional<std::string> trouble(const Stats& stats, int failures_in_a_row);
+  std::optional<std::string> trouble(const Stats& stats);
 
  private:
   using Clock = std::chrono::steady_clock;

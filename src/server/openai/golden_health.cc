@@ -228,8 +228,7 @@ namespace {
 
 class CheckReply final : public PendingReply {
  public:
-  CheckReply(std::shared_ptr<GoldenHealth::State> state, std::function<void()> passed)
-      : state_(std::move(state)), passed_(std::move(passed)) {}
+  explicit CheckReply(std::shared_ptr<GoldenHealth::State> state) : state_(std::move(state)) {}
 
   void start(std::function<void()> wake) override {
     {
@@ -255,7 +254,6 @@ class CheckReply final : public PendingReply {
       }
     }
     progress.done = true;
-    if (progress.head->status == 200) passed_();
     return progress;
   }
 
@@ -263,7 +261,6 @@ class CheckReply final : public PendingReply {
 
  private:
   const std::shared_ptr<GoldenHealth::State> state_;
-  const std::function<void()> passed_;
   bool stopping_ = false;
 };
 
@@ -284,12 +281,12 @@ void GoldenHealth::take_answers() {
   if (!state_->running && state_->first.empty()) state_->begin(submit_, info_);
 }
 
-Reply GoldenHealth::check(const std::function<void()>& passed) {
+Reply GoldenHealth::check() {
   const std::scoped_lock lock(state_->mutex);
   const bool fresh = state_->result_at && Clock::now() - *state_->result_at < keep_;
   if (!state_->running && fresh) return state_->aged();
   if (!state_->running) state_->begin(submit_, info_);
-  return std::make_unique<CheckReply>(state_, passed);
+  return std::make_unique<CheckReply>(state_);
 }
 
 }  // namespace jewel

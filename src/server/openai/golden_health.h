@@ -29,8 +29,8 @@ class GoldenHealth {
   void take_answers();
 
   // 200 or 503 with {"status": "ok" | "failed", "age_s", "seconds", "prompts": [{"name", "ok", "problem",
-  // "tokens", "ttft_s", "seconds", "logprob_drift"}]}. `passed` is called when a check went well.
-  Reply check(const std::function<void()>& passed);
+  // "tokens", "ttft_s", "seconds", "logprob_drift"}]}.
+  Reply check();
 
   struct State;  // of prompts under way, which may outlast this
 

@@ -84,8 +84,6 @@ void Metrics::next_tokens(double seconds, int tokens) {
 }
 
 void Metrics::finished(const Finish& finish, double seconds) {
-  if (finish.error && finish.error->code == ErrorCode::kInternal) ++failures_in_a_row_;
-  if (!finish.error && finish.reason != EndReason::kCancelled) failures_in_a_row_ = 0;
   const std::scoped_lock lock(mutex_);
   ++by_reason_[static_cast<size_t>(finish.reason)];
   if (finish.error) return;

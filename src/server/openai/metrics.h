@@ -5,7 +5,6 @@
 #pragma once
 
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -40,15 +39,11 @@ class Metrics {
   void first_token(double seconds);
   void next_tokens(double seconds, int tokens);  // since the last, for all of them
   void finished(const Finish& finish, double seconds);
-  // Requests that failed inside the engine since the last one that did not.
-  int failures_in_a_row() const { return failures_in_a_row_; }
-  void forget_failures() { failures_in_a_row_ = 0; }
 
   // In the text format of Prometheus, version 0.0.4.
   std::string page(const Stats& stats, const ModelInfo& info, std::string_view model_name) const;
 
  private:
-  std::atomic<int> failures_in_a_row_{0};
   mutable std::mutex mutex_;
   Histogram ttft_s_;
   Histogram inter_token_s_;
