@@ -8,7 +8,6 @@ namespace {
 
 using testing::HasSubstr;
 using testing::MatchesRegex;
-using testing::Not;
 
 class Log : public testing::Test {
  protected:

@@ -301,7 +301,7 @@ class Golden : public testing::Test {
  protected:
   GoldenHealth health(std::chrono::milliseconds keep = 0ms) {
     return GoldenHealth(
-        [this](Request request, UpdateCallback on_update) {
+        [this](Request request, const UpdateCallback& on_update) {
           ++submitted_;
           return demo_engine().submit(std::move(request), [this, on_update](Update&& update) {
             if (spoil_) spoil_(update);
@@ -365,6 +365,7 @@ TEST_F(Golden, SeesOtherTokensAndNumbers) {
 TEST_F(Golden, RunsOnceForAllWhoAsk) {
   GoldenHealth golden = health(1min);
   std::vector<std::thread> askers;
+  askers.reserve(8);
   std::atomic<int> good{0};
   for (int i = 0; i < 8; ++i)
     askers.emplace_back([&] { good += ended(golden.check()).status == 200 ? 1 : 0; });

@@ -9,6 +9,8 @@
 
 #include <algorithm>
 
+#include "base/check.h"
+
 namespace jewel {
 
 SiteAnswer site_answer(std::string_view body, std::string_view headers, std::string_view status) {
@@ -25,8 +27,9 @@ StandInSite::StandInSite(Handler handler)
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_ANY);  // 127.0.0.2 too
-  ::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address));
-  ::listen(listener_, 64);
+  JEWEL_CHECK(::bind(listener_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0 &&
+                  ::listen(listener_, 64) == 0,
+              "cannot listen on loopback");
   socklen_t size = sizeof(address);
   ::getsockname(listener_, reinterpret_cast<sockaddr*>(&address), &size);
   port_ = ntohs(address.sin_port);

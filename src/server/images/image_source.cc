@@ -213,8 +213,7 @@ Result<std::string> ImageSource::fetch(const std::string& url, const std::string
   const auto response = http_get(request);
   if (!response.ok()) {
     if (response.error().code == ErrorCode::kCancelled) return response.error();
-    if (response.error().code == ErrorCode::kInvalid)
-      return invalid(refusal.empty() ? response.error().message : refusal);
+    if (response.error().code == ErrorCode::kInvalid && !refusal.empty()) return invalid(refusal);
     return not_found(response.error().message);  // it names the host, and what libcurl says
   }
   fetch.end();

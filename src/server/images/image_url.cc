@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <optional>
 
 namespace jewel {
@@ -48,9 +49,11 @@ Result<std::string> host_of(std::string_view authority) {
     host = authority.substr(0, colon);
     port = authority.substr(colon);
   }
-  const bool good_port =
-      port.empty() || (port[0] == ':' && port.size() <= 6 && std::ranges::all_of(port.substr(1), is_digit));
-  if (!good_port) return strange("a port that is no number");
+  unsigned number = 0;
+  const bool digits =
+      port.empty() || (port.size() <= 6 && port[0] == ':' && std::ranges::all_of(port.substr(1), is_digit));
+  if (digits && port.size() > 1) std::from_chars(port.data() + 1, port.data() + port.size(), number);
+  if (!digits || number > 65535) return strange("a port that is none");
   if (host.ends_with('.')) host.remove_suffix(1);
   const auto fits = [v6](char c) {
     if (v6) return hex(c) >= 0 || c == ':' || c == '.';
