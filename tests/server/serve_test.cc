@@ -17,6 +17,7 @@
 
 #include "cli/run_program.h"
 #include "server/raw_client.h"
+#include "server/stand_in_site.h"
 
 namespace jewel {
 namespace {
@@ -168,6 +169,29 @@ TEST(Serve, LogsInJson) {
   EXPECT_EQ(mistake.exit_code, 1);
   EXPECT_EQ(mistake.err.substr(0, 9), R"({"time":")");
   EXPECT_EQ(mistake.err.substr(mistake.err.size() - 3), "\"}\n");
+}
+
+// vLLM's variable of the environment.
+TEST(Serve, FollowsRedirectsOfPicturesUnlessToldNotTo) {
+  StandInSite site([](const std::string& path) {
+    return path == "/moved" ? site_redirect("/none") : site_answer("", "", "404 Not Found");
+  });
+  for (const char* redirects : {"1", "0"}) {
+    ::setenv("VLLM_MEDIA_URL_ALLOW_REDIRECTS", redirects, 1);
+    Served served({"--allowed-media-domains", "127.0.0.1", "--log-level", "error"});
+    ::unsetenv("VLLM_MEDIA_URL_ALLOW_REDIRECTS");
+    ASSERT_TRUE(served.wait_ready());
+    const RawResponse answer =
+        RawClient(served.path())
+            .post("/v1/chat/completions", fmt::format(R"({{"messages":[{{"role":"user","content":[{{"type":)"
+                                                      R"("image_url","image_url":{{"url":"{}"}}}}]}}]}})",
+                                                      site.url("/moved")));
+    const bool follows = std::string(redirects) == "1";
+    EXPECT_EQ(answer.status, follows ? 422 : 400);
+    EXPECT_THAT(answer.body, HasSubstr(follows ? "404 Not Found" : "redirects are not followed"));
+    served.signal(SIGTERM);
+    EXPECT_EQ(served.wait_exit(10s), 0);
+  }
 }
 
 TEST(Serve, ChecksWhatPicturesMayComeFrom) {
