@@ -15,6 +15,7 @@ struct RequestParser::Impl {
   http::request_parser<http::string_body> parser;
   size_t max_header_bytes = 0;
   size_t max_body_bytes = 0;
+  char last = '\n';  // of the head
 };
 
 namespace {
@@ -31,6 +32,17 @@ std::string without_authority(std::string target) {
   return slash == std::string::npos ? "/" : target.substr(slash);
 }
 
+// Line breaks that proxies read in different ways, and by which a header can be hidden from one of them: a
+// line that goes on in the next, and one that ends without a carriage return.
+bool has_unclear_line(std::string_view head, char& last) {
+  for (const char c : head) {
+    if (last == '\n' && (c == ' ' || c == '\t')) return true;
+    if (c == '\n' && last != '\r') return true;
+    last = c;
+  }
+  return false;
+}
+
 }  // namespace
 
 RequestParser::RequestParser(size_t max_header_bytes) : impl_(std::make_unique<Impl>()) {
@@ -43,8 +55,14 @@ RequestParser::RequestParser(size_t max_header_bytes) : impl_(std::make_unique<I
 RequestParser::~RequestParser() = default;
 
 size_t RequestParser::put(std::string_view bytes) {
+  const bool in_head = !impl_->parser.is_header_done();
   boost::system::error_code error;
   const size_t taken = impl_->parser.put(boost::asio::const_buffer(bytes.data(), bytes.size()), error);
+  if (in_head && has_unclear_line(bytes.substr(0, taken), impl_->last)) {
+    trouble_ =
+        Trouble{400, "not an HTTP/1.1 request: each line of the head ends with CR LF and stands alone"};
+    return taken;
+  }
   if (!error || error == http::error::need_more) return taken;
   if (error == http::error::header_limit) {
     trouble_ = Trouble{431, fmt::format("the request's head is longer than {} bytes; send fewer or shorter "
@@ -78,9 +96,18 @@ ServerRequest RequestParser::take_head() {
     head.headers.push_back({.name = text_of(field.name_string()), .value = text_of(field.value())});
   if (message.version() >= 11 && message.find(http::field::host) == message.end())
     trouble_ = Trouble{400, "the Host header is missing; HTTP/1.1 wants one"};
-  // A body whose length nobody knows would be read as the next request.
-  if (message.find(http::field::transfer_encoding) != message.end() && !impl_->parser.chunked())
+  // Where a body ends must be beyond doubt, or its end is read as the next request.
+  const auto coding = message.find(http::field::transfer_encoding);
+  if (coding != message.end() && (message.count(http::field::transfer_encoding) > 1 ||
+                                  !equal_without_case(text_of(coding->value()), "chunked"))) {
     trouble_ = Trouble{501, "a Transfer-Encoding other than chunked is not understood"};
+  }
+  if (message.count(http::field::host) > 1) trouble_ = Trouble{400, "several Host headers; expected one"};
+  const auto length = message.find(http::field::content_length);
+  if (length != message.end() && (message.count(http::field::content_length) > 1 ||
+                                  text_of(length->value()).find(',') != std::string::npos)) {
+    trouble_ = Trouble{400, "several Content-Lengths; expected one"};
+  }
   return head;
 }
 
