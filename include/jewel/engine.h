@@ -49,6 +49,7 @@ struct EngineOptions {
   std::string chat_template;  // Jinja source; empty: the tokenizer's directory's
   std::string generation_config =
       "auto";               // sampling defaults: auto (the model's), vllm (none), or a directory
+  int max_new_tokens = 0;   // of every answer; 0: what generation_config says, else no limit
   double kv_cache_gib = 0;  // memory for KV pages in all; 0: what max_num_seqs × max_model_len and the prefix
                             // cache need, as far as there is
   bool prefix_caching = true;
@@ -78,7 +79,7 @@ struct ModelInfo {
   int page_tokens = 0;      // positions in a KV page
   int n_full_pages = 0;     // of full-attention layers, each over all of these layers
   int n_sliding_pages = 0;
-  std::optional<int> max_new_tokens;  // generation_config.json's limit for every answer
+  std::optional<int> max_new_tokens;  // the limit for every answer
   Sampling default_sampling;          // generation_config.json's
   std::vector<int32_t> stop_token_ids;
   std::vector<std::string> notes;  // what a person should know and need not act on

@@ -21,6 +21,7 @@ struct OutputToken {
   int32_t id = 0;
   std::optional<TokenChance> chance;  // when logprobs were asked for
   std::vector<TokenChance> top;       // the best, descending
+  bool in_content = false;            // printed as content: no thought, no call, no marker
   std::string bytes;                  // of a token of the prompt: what it prints
 };
 

@@ -217,13 +217,16 @@ Update LiveRequest::digest(Arrived arrived) {
 void LiveRequest::take_token(const SampledToken& token, Update& update) {
   ++usage_.completion_tokens;
   update.tokens.push_back(described(token.id, format_.wants_logprobs ? &token.logprob : nullptr, token.top));
+  bool& in_content = update.tokens.back().in_content;
   if (!parser_) {
-    if (!(format_.skip_special && wiring_.tokenizer->is_special(token.id)))
-      add_content(detokenizer_->push(token.id), update);
+    in_content = !(format_.skip_special && wiring_.tokenizer->is_special(token.id));
+    if (in_content) add_content(detokenizer_->push(token.id), update);
     return;
   }
   const bool was_reasoning = parser_->in_reasoning();
+  const bool was_content = parser_->in_content();
   take_events(parser_->push(token.id), update);
+  in_content = was_content && parser_->in_content();
   if (was_reasoning || parser_->in_reasoning()) ++usage_.reasoning_tokens;
 }
 

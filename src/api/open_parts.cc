@@ -80,6 +80,7 @@ Result<EngineParts> open_parts(const std::string& directory, const EngineOptions
   JEWEL_ASSIGN(PromptBuilder prompts, PromptBuilder::load(tokenizer, options.chat_template));
   JEWEL_ASSIGN(GenerationConfig generation,
                generation_config(options.generation_config, checkpoint->generation()));
+  if (options.max_new_tokens > 0) generation.max_new_tokens = options.max_new_tokens;
   JEWEL_TRY(check_word(options.lm_head_dtype, "lm_head_dtype", {"auto", "fp8"}));
   JEWEL_TRY(check_word(options.ple, "ple", {"auto", "device", "host"}));
   JEWEL_TRY(check_word(options.prefill_activations, "prefill_activations", {"auto", "bf16", "fp8"}));

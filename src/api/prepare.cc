@@ -390,7 +390,8 @@ Result<PreparedRequest> Preparer::prepare(const Request& request) {
   JEWEL_ASSIGN(const json::array tools, parse_array(request.tools, "tools"));
   JEWEL_ASSIGN(Pictures pictures, read_pictures(request));
   JEWEL_ASSIGN(Prompt prompt, build_prompt(request, tools, pictures));
-  JEWEL_TRY(check_length(prompt.ids.size(), std::max(request.max_tokens, 1), limits_.max_model_len));
+  const int most = parts_.generation.max_new_tokens.value_or(limits_.max_model_len);
+  JEWEL_TRY(check_length(prompt.ids.size(), std::clamp(request.max_tokens, 1, most), limits_.max_model_len));
   const PromptBuilder& prompts = *parts_.prompts;
   const SpecialIds& special = prompts.special();
 
@@ -405,7 +406,7 @@ Result<PreparedRequest> Preparer::prepare(const Request& request) {
   if (!tools.empty() && !request.parallel_tool_calls && special.tool_call_close >= 0)
     sequence.stop_token_ids.push_back(special.tool_call_close);  // one call, and that is the answer
   const int room = limits_.max_model_len - static_cast<int>(prompt.ids.size());
-  sequence.max_tokens = request.max_tokens > 0 ? request.max_tokens : room;
+  sequence.max_tokens = std::min(request.max_tokens > 0 ? request.max_tokens : room, most);
   sequence.min_tokens = std::min(request.min_tokens, sequence.max_tokens);
   sequence.priority = request.priority;
   if (request.deadline) sequence.deadline = request.deadline->time_since_epoch();

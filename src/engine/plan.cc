@@ -173,7 +173,9 @@ bool Scheduler::Impl::set_mask(Sequence& sequence, StepChunk& chunk) {
   chunk.allowed_tokens = *allowed;
   if (std::ranges::any_of(*allowed, [](uint32_t word) { return word != 0; })) return true;
   finish(sequence, FinishReason::kError, -1,
-         internal("grammar: no token may follow, and the answer cannot end here either"));
+         invalid("structured_outputs: no token may follow that the format and the request's other limits "
+                 "(allowed_token_ids, bad_words) allow, and the answer cannot end here either",
+                 "structured_outputs"));
   return false;
 }
 

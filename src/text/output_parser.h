@@ -69,6 +69,7 @@ class OutputParser {
   void keep_white_space() { keep_white_space_ = true; }
 
   bool in_reasoning() const { return state_ == State::kLabel || state_ == State::kReasoning; }
+  bool in_content() const { return state_ == State::kContent; }
 
  private:
   enum class State { kContent, kLabel, kReasoning, kCall, kDone };

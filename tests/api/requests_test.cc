@@ -55,7 +55,7 @@ TEST(Requests, WrongValuesNameTheirField) {
            {"max_tokens", [](Request& r) { r.max_tokens = 1 << 30; }},
            {"max_tokens", [](Request& r) { r.max_tokens = 2048; }},
            {"min_tokens", [](Request& r) { r.max_tokens = 4, r.min_tokens = 5; }},
-           {"logprobs", [](Request& r) { r.logprobs = 21; }},
+           {"logprobs", [](Request& r) { r.logprobs = 1 << 20; }},  // more than there are tokens
            {"prompt_logprobs", [](Request& r) { r.prompt_logprobs = -1; }},
            {"thinking_token_budget", [](Request& r) { r.thinking_budget = -1; }},
            {"max_soft_tokens", [](Request& r) { r.max_soft_tokens = 100; }},
