@@ -199,7 +199,11 @@ void read_model(const Settings& settings, Reader& reader, ServeOptions& options)
   std::string kv = "auto";
   reader.choice("kv-cache-dtype", kv, {"auto", "bfloat16", "fp8", "fp8_e4m3"});
   options.kv_cache_dtype = kv == "fp8_e4m3" ? "fp8" : kv;
-  reader.choice("device", options.device, {"auto", "cuda", "cpu"});
+  if (const auto device = settings.text("device"); device && device->starts_with("cuda:")) {
+    options.device = *device;
+  } else {
+    reader.choice("device", options.device, {"auto", "cuda", "cuda:N", "cpu"});
+  }
   reader.choice("lm-head-dtype", options.lm_head_dtype, {"auto", "fp8"});
   reader.choice("ple", options.ple, {"auto", "device", "host"});
   reader.choice("prefill-activations", options.prefill_activations, {"auto", "bf16", "fp8"});
@@ -222,7 +226,6 @@ void read_scheduling(const Settings& settings, Reader& reader, ServeOptions& opt
   reader.flag("enable-prefix-caching", options.enable_prefix_caching);
   reader.number("prefix-cache-gib", options.prefix_cache_gib, 0, 1e6);
   reader.flag("exact-prefix", options.exact_prefix);
-  reader.number("swap-space", options.swap_space_gib, 0, 1e6);
   reader.integer("max-num-queued-reqs", options.max_num_queued_reqs, 1, 1 << 24);
 }
 

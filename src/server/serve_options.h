@@ -44,7 +44,7 @@ struct ServeOptions {
   std::optional<std::string> download_dir;
   std::vector<std::string> served_model_names;  // at least one
   std::string dtype = "auto";                   // auto, bfloat16, float32
-  std::string device = "auto";                  // auto, cuda, cpu
+  std::string device = "auto";                  // auto, cuda, cuda:N, cpu
   std::string kv_cache_dtype = "auto";          // auto, bfloat16, fp8
   std::string lm_head_dtype = "auto";           // auto, fp8
   std::string ple = "auto";                     // auto, device, host
@@ -61,7 +61,6 @@ struct ServeOptions {
   bool enable_prefix_caching = true;
   double prefix_cache_gib = 4;
   bool exact_prefix = false;
-  double swap_space_gib = 4;
   int max_num_queued_reqs = 1024;
 
   // Requests.
@@ -69,7 +68,7 @@ struct ServeOptions {
   std::optional<ImageBudget> image_budget;
   std::string generation_config = "auto";  // auto, vllm or a directory
   boost::json::object override_generation_config;
-  std::optional<std::string> chat_template;
+  std::optional<std::string> chat_template;  // a file or the template itself
   boost::json::object default_chat_template_kwargs;
   int max_logprobs = 20;
   bool force_include_usage = false;

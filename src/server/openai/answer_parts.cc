@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "server/openai/api_error.h"
+
 namespace jewel {
 namespace {
 
@@ -75,6 +77,12 @@ void write_stop_reason(JsonOut& out, const Finish& finish) {
     out.null();
 }
 
+void write_token(JsonOut& out, const TokenChance& chance) {
+  out.field("token", chance.bytes).field("logprob", finite_logprob(chance.logprob)).key("bytes").open('[');
+  for (const char byte : chance.bytes) out.value(int{static_cast<unsigned char>(byte)});
+  out.close(']');
+}
+
 void write_timings(JsonOut& out, const Finish& finish) {
   const Timings& t = finish.timings;
   const Usage& u = finish.usage;
@@ -142,6 +150,21 @@ void append_event(std::string& out, std::string_view json) {
   out += "data: ";
   out += json;
   out += "\n\n";
+}
+
+void append_event(std::string& out, std::string_view name, std::string_view json) {
+  out += "event: ";
+  out += name;
+  out += '\n';
+  append_event(out, json);
+}
+
+void AnswerWriter::add_error(std::string& out, int status, std::string_view message, std::string_view param) {
+  append_event(out, error_json(status, message, param));
+}
+
+std::string_view AnswerWriter::end_mark() const {
+  return "data: [DONE]\n\n";
 }
 
 }  // namespace jewel

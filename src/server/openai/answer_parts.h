@@ -26,6 +26,8 @@ class UsageSum {
 };
 
 std::string_view finish_reason(EndReason reason);
+// "token", "logprob", "bytes" of an open object.
+void write_token(JsonOut& out, const TokenChance& chance);
 // The stop text or stop token that ended it, else null.
 void write_stop_reason(JsonOut& out, const Finish& finish);
 void write_timings(JsonOut& out, const Finish& finish);
@@ -37,5 +39,7 @@ void write_prompt_logprobs(JsonOut& out, const std::vector<OutputToken>& tokens)
 double finite_logprob(float logprob);
 
 void append_event(std::string& out, std::string_view json);
+// With its name in a line of its own, as the newer APIs have it.
+void append_event(std::string& out, std::string_view name, std::string_view json);
 
 }  // namespace jewel

@@ -29,6 +29,28 @@ std::string_view type_of(int status) {
   }
 }
 
+std::string_view anthropic_type_of(int status) {
+  switch (status) {
+    case 401:
+      return "authentication_error";
+    case 403:
+      return "permission_error";
+    case 404:
+      return "not_found_error";
+    case 408:
+    case 504:
+      return "timeout_error";
+    case 413:
+      return "request_too_large";
+    case 429:
+      return "rate_limit_error";
+    case 503:
+      return "overloaded_error";
+    default:
+      return status >= 500 ? "api_error" : "invalid_request_error";
+  }
+}
+
 }  // namespace
 
 int status_of(const Error& error) {
@@ -56,14 +78,24 @@ std::string error_json(int status, std::string_view message, std::string_view pa
   return out.take();
 }
 
-ServerResponse error_response(int status, std::string_view message, std::string_view param) {
-  ServerResponse response{.status = status, .body = error_json(status, message, param)};
+std::string anthropic_error_json(int status, std::string_view message) {
+  JsonOut out;
+  out.open('{').field("type", "error").key("error").open('{');
+  out.field("type", anthropic_type_of(status)).field("message", message).close('}');
+  return out.close('}').take();
+}
+
+ServerResponse error_response(int status, std::string_view message, std::string_view param,
+                              ErrorShape shape) {
+  ServerResponse response{.status = status,
+                          .body = shape == ErrorShape::kAnthropic ? anthropic_error_json(status, message)
+                                                                  : error_json(status, message, param)};
   if (status == 503) response.headers.push_back({.name = "Retry-After", .value = "1"});
   return response;
 }
 
-ServerResponse error_response(const Error& error) {
-  return error_response(status_of(error), error.message, error.param);
+ServerResponse error_response(const Error& error, ErrorShape shape) {
+  return error_response(status_of(error), error.message, error.param, shape);
 }
 
 }  // namespace jewel

@@ -21,20 +21,24 @@ ApiKeys::ApiKeys(const std::vector<std::string>& keys) {
   for (const std::string& key : keys) digests_.push_back(digest_of(key));
 }
 
-bool ApiKeys::allows(const ServerRequest& request) const {
-  constexpr std::string_view kBearer = "Bearer ";
-  std::string_view shown;
-  if (const std::string* header = request.header("Authorization")) {
-    const std::string_view value = *header;
-    if (equal_without_case(value.substr(0, kBearer.size()), kBearer)) shown = value.substr(kBearer.size());
-  } else if (const std::string* key = request.header("x-api-key")) {
-    shown = *key;
-  }
-  const std::string digest = digest_of(shown);
+bool ApiKeys::knows(std::string_view key) const {
+  const std::string digest = digest_of(key);
   bool found = false;
   for (const std::string& known : digests_)
     found = (::CRYPTO_memcmp(known.data(), digest.data(), digest.size()) == 0) || found;
-  return found && !shown.empty();
+  return found && !key.empty();
+}
+
+bool ApiKeys::allows(const ServerRequest& request) const {
+  constexpr std::string_view kBearer = "Bearer ";
+  bool allowed = false;
+  if (const std::string* header = request.header("Authorization")) {
+    const std::string_view value = *header;
+    if (equal_without_case(value.substr(0, kBearer.size()), kBearer))
+      allowed = knows(value.substr(kBearer.size()));
+  }
+  if (const std::string* key = request.header("x-api-key")) allowed = knows(*key) || allowed;
+  return allowed;
 }
 
 }  // namespace jewel

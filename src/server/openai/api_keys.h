@@ -3,6 +3,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "server/http/message.h"
@@ -13,10 +14,12 @@ class ApiKeys {
  public:
   explicit ApiKeys(const std::vector<std::string>& keys);
   bool required() const { return !digests_.empty(); }
-  // "Authorization: Bearer KEY", or "x-api-key: KEY" as Anthropic's clients send it.
+  // "Authorization: Bearer KEY", or "x-api-key: KEY" as Anthropic's clients send it; of both, either.
   bool allows(const ServerRequest& request) const;
 
  private:
+  bool knows(std::string_view key) const;
+
   std::vector<std::string> digests_;  // SHA-256: all of one length
 };
 

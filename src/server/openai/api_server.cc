@@ -15,6 +15,7 @@
 #include "server/openai/field_reader.h"
 #include "server/openai/json_body.h"
 #include "server/openai/json_out.h"
+#include "server/openai/openapi.h"
 #include "server/openai/with_images.h"
 
 namespace jewel {
@@ -22,10 +23,24 @@ namespace {
 
 constexpr size_t kMaxWarnings = 256;  // names of fields that the log may see
 constexpr size_t kMaxTextBody = size_t{16} << 20;
+constexpr std::string_view kStopping = "the server is shutting down";
+constexpr std::string_view kNoResponses =
+    "this server keeps no responses (it is stateless): what POST /v1/responses answered is all there is";
 
 int64_t unix_seconds() {
   const auto now = std::chrono::system_clock::now().time_since_epoch();
   return std::chrono::duration_cast<std::chrono::seconds>(now).count();
+}
+
+ErrorShape errors_of(AnswerShape shape) {
+  return shape == AnswerShape::kMessages ? ErrorShape::kAnthropic : ErrorShape::kOpenAi;
+}
+
+// Errors of pictures, in the shape of the route.
+ErrorReply image_errors(ErrorShape shape) {
+  return [shape](int status, std::string_view message, std::string_view param) {
+    return error_response(status, message, param, shape);
+  };
 }
 
 // /health?deep=1 is another route, because it computes: it asks for a key.
@@ -50,7 +65,7 @@ ApiServer::ApiServer(Engine& engine, ApiOptions options)
       cors_(options_.cors),
       limit_(options_.max_requests_per_client, !options_.api_keys.empty()),
       golden_(engine),
-      router_(make_routes(), options_.root_path, ApiKeys(options_.api_keys), options_.protect_all) {}
+      router_(with_document(make_routes()), options_.root_path, ApiKeys(options_.api_keys), options_.protect_all) {}
 
 std::vector<Route> ApiServer::make_routes() {
   using enum RouteAccess;
@@ -61,9 +76,21 @@ std::vector<Route> ApiServer::make_routes() {
   };
   return {
       {"POST", "/v1/chat/completions", kKey, with_images,
-       [this](ServerRequest&& r) { return generate(std::move(r), /*chat=*/true); }},
+       [this](ServerRequest&& r) { return generate(std::move(r), AnswerShape::kChat); }},
       {"POST", "/v1/completions", kKey, text,
-       [this](ServerRequest&& r) { return generate(std::move(r), /*chat=*/false); }},
+       [this](ServerRequest&& r) { return generate(std::move(r), AnswerShape::kCompletion); }},
+      {"POST", "/v1/responses", kKey, with_images,
+       [this](ServerRequest&& r) { return generate(std::move(r), AnswerShape::kResponses); }},
+      {"POST", "/v1/responses/input_tokens", kKey, with_images,
+       [this](ServerRequest&& r) { return count_tokens(std::move(r), AnswerShape::kResponses); }},
+      {"GET", "/v1/responses/{id}", kKey, 0, say(error_response(404, kNoResponses))},
+      {"DELETE", "/v1/responses/{id}", kKey, text, say(error_response(404, kNoResponses))},
+      {"POST", "/v1/messages", kKey, with_images,
+       [this](ServerRequest&& r) { return generate(std::move(r), AnswerShape::kMessages); },
+       ErrorShape::kAnthropic},
+      {"POST", "/v1/messages/count_tokens", kKey, with_images,
+       [this](ServerRequest&& r) { return count_tokens(std::move(r), AnswerShape::kMessages); },
+       ErrorShape::kAnthropic},
       {"GET", "/v1/models", kKey, 0, [this](ServerRequest&& r) { return models(r); }},
       {"POST", "/tokenize", kKey, with_images, [this](ServerRequest&& r) { return tokenize(r); }},
       {"POST", "/detokenize", kKey, text, [this](ServerRequest&& r) { return detokenize(r); }},
@@ -116,25 +143,68 @@ Reply ApiServer::handle(ServerRequest&& request) {
   }
 }
 
+// Nobody may know yet which API the client speaks: OpenAI's shape with the one member more that Anthropic's
+// clients look for.
 ServerResponse ApiServer::trouble(int status, std::string_view message) {
-  return error_response(status, message);
+  ServerResponse response = error_response(status, message);
+  response.body.insert(1, R"("type":"error",)");
+  return response;
 }
 
-Reply ApiServer::generate(ServerRequest&& request, bool chat) {
-  if (draining_) return error_response(503, "the server is shutting down");
+Result<Asked> ApiServer::read(AnswerShape shape, const boost::json::object& body) const {
+  switch (shape) {
+    case AnswerShape::kCompletion:
+      return read_completion(body, options_.defaults);
+    case AnswerShape::kResponses:
+      return read_responses(body, options_.defaults, engine_.info().default_sampling);
+    case AnswerShape::kMessages:
+      return read_anthropic(body, options_.defaults, /*count_only=*/false);
+    case AnswerShape::kChat:
+      break;
+  }
+  return read_chat(body, options_.defaults);
+}
+
+Reply ApiServer::generate(ServerRequest&& request, AnswerShape shape) {
+  const ErrorShape errors = errors_of(shape);
+  if (draining_) return error_response(503, kStopping, {}, errors);
   auto body = JsonBody::parse(request.body);
-  if (!body.ok()) return error_response(body.error());
+  if (!body.ok()) return error_response(body.error(), errors);
   const std::string id = std::move(request.id);
   std::string().swap(request.body);  // a picture is here twice already
-  auto asked = chat ? read_chat((*body)->object(), options_.defaults)
-                    : read_completion((*body)->object(), options_.defaults);
-  if (!asked.ok()) return error_response(asked.error());
+  auto asked = read(shape, (*body)->object());
+  if (!asked.ok()) return error_response(asked.error(), errors);
   warn_of(asked->ignored);
   auto wanted = std::move(asked->wanted);
-  return with_images(images_, std::move(wanted),
-                     [this, id, asked = std::make_shared<Asked>(*std::move(asked))]() -> Reply {
-                       return make_answer_reply(engine_, metrics_, std::move(*asked), id);
-                     });
+  return with_images(
+      images_, std::move(wanted),
+      [this, id, asked = std::make_shared<Asked>(*std::move(asked))]() -> Reply {
+        return make_answer_reply(engine_, metrics_, std::move(*asked), id);
+      },
+      image_errors(errors));
+}
+
+// How long the prompt of a request is that nobody wants answered.
+Reply ApiServer::count_tokens(ServerRequest&& request, AnswerShape shape) {
+  const ErrorShape errors = errors_of(shape);
+  auto body = JsonBody::parse(request.body);
+  if (!body.ok()) return error_response(body.error(), errors);
+  auto asked = shape == AnswerShape::kMessages
+                   ? read_anthropic((*body)->object(), options_.defaults, /*count_only=*/true)
+                   : read(shape, (*body)->object());
+  if (!asked.ok()) return error_response(asked.error(), errors);
+  auto wanted = std::move(asked->wanted);
+  return with_images(
+      images_, std::move(wanted),
+      [this, shape, errors, asked = std::make_shared<Asked>(*std::move(asked))]() -> Reply {
+        const auto prompt = engine_.prompt_of(asked->requests.front());
+        if (!prompt.ok()) return error_response(asked->names.apply(prompt.error()), errors);
+        JsonOut out;
+        out.open('{');
+        if (shape == AnswerShape::kResponses) out.field("object", "response.input_tokens");
+        return json_response(out.field("input_tokens", prompt->prompt_tokens).close('}').take());
+      },
+      image_errors(errors));
 }
 
 void ApiServer::warn_of(const std::vector<std::string>& ignored) {
@@ -241,13 +311,14 @@ void ApiServer::finished(const FinishedRequest& request) {
 }
 
 Reply ApiServer::health() {
-  if (draining_) return error_response(503, "the server is shutting down");
-  if (const auto trouble = watch_.trouble(engine_.stats())) return error_response(503, *trouble);
+  if (draining_) return error_response(503, kStopping);
+  if (const auto trouble = watch_.trouble(engine_.stats()))
+    return error_response(503, *trouble);
   return ServerResponse{.content_type = "text/plain"};
 }
 
 Reply ApiServer::deep_health() {
-  if (draining_) return error_response(503, "the server is shutting down");
+  if (draining_) return error_response(503, kStopping);
   return golden_.check();
 }
 

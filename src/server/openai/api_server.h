@@ -1,4 +1,4 @@
-// ApiServer: the routes of the OpenAI API over one engine, for an HttpServer to call.
+// ApiServer: the routes of OpenAI's and Anthropic's APIs over one engine, for an HttpServer to call.
 //
 // Threads: any. The engine outlives it.
 #pragma once
@@ -53,7 +53,9 @@ class ApiServer final : public HttpHandler {
 
  private:
   std::vector<Route> make_routes();
-  Reply generate(ServerRequest&& request, bool chat);
+  Reply generate(ServerRequest&& request, AnswerShape shape);
+  Reply count_tokens(ServerRequest&& request, AnswerShape shape);
+  Result<Asked> read(AnswerShape shape, const boost::json::object& body) const;
   Reply models(const ServerRequest& request) const;
   Reply tokenize(const ServerRequest& request);
   Reply tokens_reply(const Result<std::vector<int32_t>>& ids, bool wants_strings) const;

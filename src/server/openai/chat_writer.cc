@@ -13,12 +13,6 @@ namespace {
 
 using Kind = OutputPiece::Kind;
 
-void write_token(JsonOut& out, const TokenChance& chance) {
-  out.field("token", chance.bytes).field("logprob", finite_logprob(chance.logprob)).key("bytes").open('[');
-  for (const char byte : chance.bytes) out.value(int{static_cast<unsigned char>(byte)});
-  out.close(']');
-}
-
 bool has_logprobs(const Update& update) {
   return !update.tokens.empty() && update.tokens.front().chance;
 }

@@ -7,9 +7,11 @@
 #include <boost/json/value.hpp>
 #include <charconv>
 #include <chrono>
+#include <iterator>
 
 #include "model/json_reader.h"
 #include "model/json_text.h"
+#include "server/openai/extra_fields.h"
 
 namespace jewel {
 
@@ -44,16 +46,6 @@ void read_logit_bias(FieldReader& fields, Sampling& sampling) {
   }
 }
 
-void read_stop(FieldReader& fields, Request& request) {
-  const json::value* stop = fields.any("stop");
-  if (stop == nullptr) return;
-  if (stop->is_string()) {
-    request.stop = {std::string(stop->get_string())};
-  } else if (auto texts = fields.texts("stop")) {
-    request.stop = *std::move(texts);
-  }
-}
-
 void read_response_format(FieldReader& fields, Grammar& grammar) {
   const json::object* object = fields.object("response_format");
   if (object == nullptr) return;
@@ -69,16 +61,18 @@ void read_response_format(FieldReader& fields, Grammar& grammar) {
                                  "response_format.json_schema.schema"));
     }
     grammar = {.kind = Grammar::Kind::kJsonSchema, .text = json_line(*schema)};
+  } else if (type == "structural_tag") {
+    grammar = {.kind = Grammar::Kind::kStructuralTag, .text = json_line(*object)};
   } else if (type != "text" && !format.failed()) {
-    format.fail(invalid(fmt::format("response_format.type: found '{}', expected text, json_object or "
-                                    "json_schema",
+    format.fail(invalid(fmt::format("response_format.type: found '{}', expected text, json_object, "
+                                    "json_schema or structural_tag",
                                     type),
                         "response_format.type"));
   }
   if (format.failed()) fields.fail(format.error());
 }
 
-// vLLM's: exactly one of json, regex, choice, grammar, json_object.
+// vLLM's: exactly one of json, regex, choice, grammar, json_object, structural_tag.
 void read_structured_outputs(FieldReader& fields, Grammar& grammar) {
   const json::object* object = fields.object("structured_outputs");
   if (object == nullptr) return;
@@ -105,13 +99,20 @@ void read_structured_outputs(FieldReader& fields, Grammar& grammar) {
     ++found;
     grammar = {.kind = Grammar::Kind::kJsonObject};
   }
+  if (const json::value* tag = outputs.any("structural_tag")) {
+    ++found;
+    grammar = {.kind = Grammar::Kind::kStructuralTag,
+               .text = tag->is_string() ? std::string(tag->get_string()) : json_line(*tag)};
+  }
+  read_white_space(outputs, grammar);
   if (outputs.failed()) return fields.fail(outputs.error());
   if (found != 1) {
-    fields.fail(invalid(fmt::format("structured_outputs: found {} of json, regex, choice, grammar and "
-                                    "json_object, expected one",
+    fields.fail(invalid(fmt::format("structured_outputs: found {} of json, regex, choice, grammar, "
+                                    "json_object and structural_tag, expected one",
                                     found),
                         "structured_outputs"));
   }
+  fields.take_unknown(outputs);
 }
 
 void read_image_budget(FieldReader& fields, Request& request) {
@@ -168,6 +169,36 @@ void read_model(FieldReader& fields, const AskDefaults& defaults, Asked& asked) 
   asked.model = model.empty() ? defaults.model_names.front() : model;
 }
 
+void read_stop(FieldReader& fields, Request& request) {
+  const json::value* stop = fields.any("stop");
+  if (stop == nullptr) return;
+  if (stop->is_string()) {
+    request.stop = {std::string(stop->get_string())};
+  } else if (auto texts = fields.texts("stop")) {
+    request.stop = *std::move(texts);
+  }
+}
+
+void read_template_kwargs(FieldReader& fields, const AskDefaults& defaults, Request& request) {
+  json::object kwargs = defaults.template_kwargs;
+  if (const json::object* asked = fields.object("chat_template_kwargs")) {
+    for (const auto& [key, value] : *asked) kwargs[key] = value;
+  }
+  if (!kwargs.empty()) request.template_kwargs = json_line(kwargs);
+}
+
+void read_effort(FieldReader& fields, std::string_view name, Request& request) {
+  static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium", "high", "xhigh", "max"};
+  const auto effort = fields.text(name);
+  if (!effort) return;
+  if (std::ranges::find(kEfforts, *effort) == std::end(kEfforts)) {
+    fields.fail(invalid(fmt::format("{}: found '{}', expected none, minimal, low, medium, high, xhigh or max",
+                                    fields.at(name), *effort),
+                        fields.at(name)));
+  }
+  request.thinking = *effort != "none";
+}
+
 void read_serving(FieldReader& fields, const AskDefaults& defaults, Request& request) {
   request.sampling = defaults.sampling;
   request.sampling.seed = defaults.seed;
@@ -182,6 +213,8 @@ void read_serving(FieldReader& fields, const AskDefaults& defaults, Request& req
   read_structured_outputs(fields, request.grammar);
   request.max_soft_tokens = defaults.max_soft_tokens;
   read_image_budget(fields, request);
+  read_narrowing(fields, request);
+  refuse_impossible(fields);
   request.skip_special_tokens = fields.boolean("skip_special_tokens").value_or(true);
   request.priority = static_cast<int>(fields.integer("priority", -1'000'000, 1'000'000).value_or(0));
   request.cache_salt = fields.text("cache_salt").value_or("");
@@ -198,18 +231,20 @@ void read_common(FieldReader& fields, const AskDefaults& defaults, Asked& asked,
   read_stream_options(fields, defaults, asked);
   read_response_format(fields, request.grammar);
   read_serving(fields, defaults, request);  // structured_outputs win over a response_format
-  const std::optional<int> older = fields.count("max_tokens", 1);
+  const std::optional<int> older = fields.count("max_tokens", asked.prompt_only ? 0 : 1);
   const std::optional<int> newer = fields.count("max_completion_tokens", 1);
-  request.max_tokens = newer ? *newer : older ? *older : defaults.max_tokens.value_or(0);
+  request.max_tokens = newer ? *newer : older ? std::max(*older, 1) : defaults.max_tokens.value_or(0);
   read_stop(fields, request);
   request.prompt_logprobs = fields.count("prompt_logprobs", 0);
   asked.return_token_ids = fields.boolean("return_token_ids").value_or(false);
   request.return_prompt_ids = asked.return_token_ids;
+  asked.tokens_as_ids = fields.boolean("return_tokens_as_token_ids").value_or(defaults.tokens_as_ids);
 }
 
 void accept_harmless(FieldReader& fields) {
-  for (const char* name : {"user", "metadata", "store", "service_tier", "safety_identifier",
-                           "prompt_cache_key", "request_id", "spaces_between_special_tokens"}) {
+  for (const char* name :
+       {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "request_id",
+        "spaces_between_special_tokens", "length_penalty" /* of beam search */}) {
     fields.accept(name);
   }
 }

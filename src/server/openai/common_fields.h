@@ -13,6 +13,13 @@ void read_model(FieldReader& fields, const AskDefaults& defaults, Asked& asked);
 // fields and vLLM's extensions.
 void read_serving(FieldReader& fields, const AskDefaults& defaults, Request& request);
 
+// `stop`: one text or several.
+void read_stop(FieldReader& fields, Request& request);
+// chat_template_kwargs over the server's own.
+void read_template_kwargs(FieldReader& fields, const AskDefaults& defaults, Request& request);
+// How hard to think: not at all, or else; the model knows no more than that.
+void read_effort(FieldReader& fields, std::string_view name, Request& request);
+
 // Those, and what only chat and completion requests have: everything but prompt, messages, tools and
 // logprobs, into `asked` and into the one request that all choices begin as.
 void read_common(FieldReader& fields, const AskDefaults& defaults, Asked& asked, Request& request);

@@ -1,4 +1,6 @@
 // text_completion: the older API's answers, whole and streamed; both have the same shape.
+#include <algorithm>
+#include <string_view>
 #include <utility>
 
 #include "server/openai/answer_parts.h"
@@ -6,6 +8,12 @@
 
 namespace jewel {
 namespace {
+
+struct Entry {
+  const OutputToken* token;
+  std::string_view text;
+  size_t offset;
+};
 
 class CompletionWriter final : public AnswerWriter {
  public:
@@ -28,6 +36,9 @@ class CompletionWriter final : public AnswerWriter {
 
   void add_events(std::string& out, size_t choice, const Update& update) override {
     usage_.see(choice, update);
+    const bool waits = head_.echo_logprobs && !begun_[choice] && update.prompt_logprobs.empty();
+    if (waits && update.tokens.empty() && !update.finish)
+      return;  // the prompt's log-probabilities come first
     const std::string echo = begun_[choice] ? "" : echo_of(choice);
     begun_[choice] = true;
     if (update.pieces.empty() && update.tokens.empty() && !update.finish && echo.empty()) return;
@@ -72,14 +83,15 @@ class CompletionWriter final : public AnswerWriter {
 
   void write_choice(JsonOut& out, size_t choice, const Update& update, const std::string& echo) {
     out.open('{').field("index", static_cast<int>(choice)).field("text", echo + update.content());
-    write_logprobs(out, choice, update);
+    write_logprobs(out, choice, update, echo);
     if (update.finish) {
       out.field("finish_reason", finish_reason(update.finish->reason));
       write_stop_reason(out, *update.finish);
     } else {
       out.null_field("finish_reason").null_field("stop_reason");
     }
-    if (!update.prompt_logprobs.empty()) write_prompt_logprobs(out, update.prompt_logprobs);
+    if (!update.prompt_logprobs.empty() && !head_.echo_logprobs)
+      write_prompt_logprobs(out, update.prompt_logprobs);
     if (head_.return_token_ids) {
       if (update.prompt) write_prompt_ids(out, update);
       write_ids(out, "token_ids", update.tokens);
@@ -87,30 +99,48 @@ class CompletionWriter final : public AnswerWriter {
     out.close('}');
   }
 
-  // Four lists of equal length; offsets count from the answer's beginning.
-  void write_logprobs(JsonOut& out, size_t choice, const Update& update) {
+  // Four lists of equal length; offsets count bytes from the choice's beginning. Tokens of an echoed prompt
+  // come first: its first has no probability, and one that the text does not show (<bos>) takes no room.
+  void write_logprobs(JsonOut& out, size_t choice, const Update& update, std::string_view echo) {
+    std::vector<Entry> entries;
+    if (head_.echo_logprobs) {
+      for (const OutputToken& token : update.prompt_logprobs) {
+        entries.push_back({.token = &token,
+                           .text = token.chance ? token.chance->bytes : token.bytes,
+                           .offset = offsets_[choice]});
+        if (echo.substr(std::min(offsets_[choice], echo.size())).starts_with(token.bytes))
+          offsets_[choice] += token.bytes.size();
+      }
+    }
+    for (const OutputToken& token : update.tokens) {
+      if (!token.chance) continue;
+      entries.push_back({.token = &token, .text = token.chance->bytes, .offset = offsets_[choice]});
+      offsets_[choice] += token.chance->bytes.size();
+    }
     out.key("logprobs");
-    if (update.tokens.empty() || !update.tokens.front().chance) {
+    if (entries.empty()) {
       out.null();
       return;
     }
     out.open('{').key("text_offset").open('[');
-    for (const OutputToken& token : update.tokens) {
-      out.value(static_cast<uint64_t>(offsets_[choice]));
-      if (token.chance) offsets_[choice] += token.chance->bytes.size();
-    }
+    for (const Entry& entry : entries) out.value(static_cast<uint64_t>(entry.offset));
     out.close(']').key("token_logprobs").open('[');
-    for (const OutputToken& token : update.tokens) {
-      if (token.chance) out.value(finite_logprob(token.chance->logprob));
+    for (const Entry& entry : entries) {
+      if (entry.token->chance)
+        out.value(finite_logprob(entry.token->chance->logprob));
+      else
+        out.null();
     }
     out.close(']').key("tokens").open('[');
-    for (const OutputToken& token : update.tokens) {
-      if (token.chance) out.value(token.chance->bytes);
-    }
+    for (const Entry& entry : entries) out.value(entry.text);
     out.close(']').key("top_logprobs").open('[');
-    for (const OutputToken& token : update.tokens) {
+    for (const Entry& entry : entries) {
+      if (!entry.token->chance) {
+        out.null();
+        continue;
+      }
       out.open('{');
-      for (const TokenChance& other : token.top) out.field(other.bytes, finite_logprob(other.logprob));
+      for (const TokenChance& other : entry.token->top) out.field(other.bytes, finite_logprob(other.logprob));
       out.close('}');
     }
     out.close(']').close('}');

@@ -12,6 +12,10 @@ namespace jewel {
 
 namespace json = boost::json;
 
+namespace {
+thread_local std::set<std::string>* recorded = nullptr;
+}  // namespace
+
 std::optional<int64_t> as_integer(const json::value& value) {
   if (value.is_int64()) return value.get_int64();
   if (value.is_double()) {
@@ -23,6 +27,15 @@ std::optional<int64_t> as_integer(const json::value& value) {
 
 std::string FieldReader::at(std::string_view name) const {
   return path_.empty() ? std::string(name) : fmt::format("{}.{}", path_, name);
+}
+
+void FieldReader::record_into(std::set<std::string>* names) {
+  recorded = names;
+}
+
+void FieldReader::accept(std::string_view name) {
+  seen_.emplace_back(name);
+  if (recorded != nullptr) recorded->insert(at(name));
 }
 
 void FieldReader::fail(Error error) {
@@ -133,7 +146,12 @@ std::vector<std::string> FieldReader::unknown() const {
   for (const auto& [name, value] : object_) {
     if (std::ranges::find(seen_, std::string_view(name)) == seen_.end()) names.push_back(at(name));
   }
+  names.insert(names.end(), unknown_inside_.begin(), unknown_inside_.end());
   return names;
+}
+
+void FieldReader::take_unknown(const FieldReader& inner) {
+  for (std::string& name : inner.unknown()) unknown_inside_.push_back(std::move(name));
 }
 
 }  // namespace jewel

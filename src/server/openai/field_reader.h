@@ -9,6 +9,7 @@
 #include <boost/json/object.hpp>
 #include <limits>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,7 +33,7 @@ class FieldReader {
   const boost::json::array* array(std::string_view name);
   const boost::json::value* any(std::string_view name);  // nullptr when absent or null
   // The name is known and has no meaning here.
-  void accept(std::string_view name) { seen_.emplace_back(name); }
+  void accept(std::string_view name);
 
   // Of integers, such as token ids, and of strings.
   std::optional<std::vector<int32_t>> ids(std::string_view name);
@@ -47,10 +48,17 @@ class FieldReader {
   // Names in the object that nobody asked for.
   std::vector<std::string> unknown() const;
 
+  // From here on, whatever readers on this thread ask for goes into `names`, with its path; nullptr: nowhere.
+  // The API's document is held to its readers by this.
+  static void record_into(std::set<std::string>* names);
+  // Those of an object inside this one count as this one's.
+  void take_unknown(const FieldReader& inner);
+
  private:
   const boost::json::object& object_;
   const std::string path_;
   std::vector<std::string> seen_;
+  std::vector<std::string> unknown_inside_;
   std::optional<Error> error_;
 };
 

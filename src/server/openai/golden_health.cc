@@ -112,8 +112,8 @@ struct Answer {
     ttft_s = update.finish->timings.ttft_s;
     if (update.finish->error)
       problem = update.finish->error->message;
-    else if (static_cast<int>(ids.size()) != kTokens || logprobs.size() < ids.size())
-      problem = fmt::format("{} tokens came, expected {}", ids.size(), kTokens);
+    else if (update.finish->reason != EndReason::kLength || ids.empty() || logprobs.size() < ids.size())
+      problem = fmt::format("{} tokens came, expected {}", ids.size(), kTokens);  // or the server's own limit
   }
 };
 

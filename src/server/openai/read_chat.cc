@@ -65,23 +65,18 @@ void read_tools(FieldReader& fields, Request& request) {
 
 // enable_thinking of chat_template_kwargs is the client's own word; else the effort decides, as in vLLM.
 void read_template_options(FieldReader& fields, const AskDefaults& defaults, Request& request) {
-  json::object kwargs = defaults.template_kwargs;
-  if (const json::object* asked = fields.object("chat_template_kwargs")) {
-    for (const auto& [key, value] : *asked) kwargs[key] = value;
+  read_template_kwargs(fields, defaults, request);
+  if (fields.any("chat_template") != nullptr) {
+    fields.fail(
+        unsupported("chat_template: templates of requests are not run; start the server with --chat-template",
+                    "chat_template"));
   }
-  if (const auto effort = fields.text("reasoning_effort")) {
-    static constexpr std::string_view kEfforts[] = {"none", "minimal", "low", "medium",
-                                                    "high", "xhigh",   "max"};
-    if (std::find(std::begin(kEfforts), std::end(kEfforts), *effort) == std::end(kEfforts)) {
-      fields.fail(
-          invalid(fmt::format("reasoning_effort: found '{}', expected none, minimal, low, medium, high, "
-                              "xhigh or max",
-                              *effort),
-                  "reasoning_effort"));
-    }
-    request.thinking = *effort != "none";
+  if (const json::array* documents = fields.array("documents"); documents != nullptr && !documents->empty()) {
+    fields.fail(unsupported("documents: the model's template has no place for them; put them into a message",
+                            "documents"));
   }
-  if (!kwargs.empty()) request.template_kwargs = json_line(kwargs);
+  fields.accept("add_special_tokens");  // the template writes <bos> itself
+  read_effort(fields, "reasoning_effort", request);
   request.continue_final_message = fields.boolean("continue_final_message").value_or(false);
   request.add_generation_prompt =
       fields.boolean("add_generation_prompt").value_or(!request.continue_final_message);
@@ -93,6 +88,13 @@ void read_logprobs(FieldReader& fields, const AskDefaults& defaults, Request& re
   if (top.value_or(0) > 0 && !wanted)
     return fields.fail(invalid("top_logprobs: only with logprobs: true", "top_logprobs"));
   if (wanted) request.logprobs = top.value_or(0);
+}
+
+void refuse_what_is_for_completions(FieldReader& fields, const Asked& asked, const Request& request) {
+  if (fields.boolean("echo").value_or(false))
+    fields.fail(unsupported("echo: /v1/completions does that", "echo"));
+  if (asked.stream && request.prompt_logprobs)
+    fields.fail(invalid("prompt_logprobs: not in a stream; leave stream out", "prompt_logprobs"));
 }
 
 void refuse_audio(FieldReader& fields) {
@@ -129,6 +131,9 @@ Result<Asked> read_chat(const json::object& body, const AskDefaults& defaults) {
   read_template_options(fields, defaults, request);
   read_logprobs(fields, defaults, request);
   refuse_audio(fields);
+  refuse_what_is_for_completions(fields, asked, request);
+  // Special tokens can be seen where nothing is told apart, and tools' calls have to be.
+  if (!request.skip_special_tokens && request.tools.empty()) request.parse_output = false;
   asked.include_reasoning = fields.boolean("include_reasoning").value_or(true);
   if (fields.failed()) return fields.error();
   asked.ignored = fields.unknown();

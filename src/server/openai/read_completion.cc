@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <boost/json/value.hpp>
 
 #include "model/json_reader.h"
@@ -62,7 +63,8 @@ std::vector<RawPrompt> read_prompts(FieldReader& fields) {
 
 Result<Asked> read_completion(const json::object& body, const AskDefaults& defaults) {
   FieldReader fields(body);
-  Asked asked{.is_chat = false};
+  const json::value* most = body.if_contains("max_tokens");
+  Asked asked{.shape = AnswerShape::kCompletion, .prompt_only = most != nullptr && as_integer(*most) == 0};
   Request request;
   read_common(fields, defaults, asked, request);
   // A completion is text as it comes: nothing is told apart.
@@ -70,14 +72,16 @@ Result<Asked> read_completion(const json::object& body, const AskDefaults& defau
   request.logprobs = fields.count("logprobs", 0, defaults.max_logprobs);
   if (request.max_tokens == 0) request.max_tokens = 16;  // the API's default
   const bool echo = fields.boolean("echo").value_or(false);
-  if (echo && request.logprobs)
-    fields.fail(
-        unsupported("echo: together with logprobs is not served; prompt_logprobs gives the same", "echo"));
+  if (asked.prompt_only && !echo)
+    fields.fail(invalid("max_tokens: found 0, expected at least 1, or echo: true", "max_tokens"));
+  if (echo && request.logprobs) {
+    asked.echo_logprobs = true;
+    request.prompt_logprobs = std::max(request.prompt_logprobs.value_or(0), *request.logprobs);
+  }
+  request.add_special_tokens = fields.boolean("add_special_tokens").value_or(true);
   if (!fields.text("suffix").value_or("").empty())
     fields.fail(unsupported("suffix: the model does not fill in the middle", "suffix"));
   const std::vector<RawPrompt> prompts = read_prompts(fields);
-  if (echo && !prompts.empty() && !prompts.front().text)
-    fields.fail(unsupported("echo: takes prompts of text, not of token ids", "echo"));
   if (fields.failed()) return fields.error();
   asked.ignored = fields.unknown();
   for (const RawPrompt& prompt : prompts) {

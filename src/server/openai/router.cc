@@ -17,6 +17,15 @@ std::string without_end_slash(std::string path) {
   return path;
 }
 
+bool matches(std::string_view pattern, std::string_view path) {
+  constexpr std::string_view kAnyName = "{id}";
+  if (!pattern.ends_with(kAnyName)) return pattern == path;
+  pattern.remove_suffix(kAnyName.size());
+  if (!path.starts_with(pattern)) return false;
+  const std::string_view name = path.substr(pattern.size());
+  return !name.empty() && name.find('/') == std::string_view::npos;
+}
+
 Admission refuse(ServerResponse response) {
   return {.refusal = std::make_unique<ServerResponse>(std::move(response)), .max_body_bytes = 0};
 }
@@ -45,19 +54,35 @@ std::string Router::known_path(std::string_view path) const {
   return std::string(path);
 }
 
+// A route of that very path hides those with any name in its last place.
+std::vector<const Route*> Router::routes_at(std::string_view path) const {
+  std::vector<const Route*> found;
+  for (const bool exact : {true, false}) {
+    for (const Route& route : routes_) {
+      if (exact ? route.path == path : matches(route.path, path)) found.push_back(&route);
+    }
+    if (!found.empty()) break;
+  }
+  return found;
+}
+
 const Route* Router::find(std::string_view method, std::string_view path) const {
   if (method == "HEAD") method = "GET";
-  const auto found = std::ranges::find_if(
-      routes_, [&](const Route& route) { return route.method == method && route.path == path; });
-  return found == routes_.end() ? nullptr : &*found;
+  const auto routes = routes_at(path);
+  const auto found = std::ranges::find(routes, method, &Route::method);
+  return found == routes.end() ? nullptr : *found;
+}
+
+ErrorShape Router::errors_of(std::string_view path) const {
+  const auto routes = routes_at(path);
+  return routes.empty() ? ErrorShape::kOpenAi : routes.front()->errors;
 }
 
 std::string Router::methods_of(std::string_view path) const {
   std::string methods;
-  for (const Route& route : routes_) {
-    if (route.path != path) continue;
-    methods += route.method + ", ";
-    if (route.method == "GET") methods += "HEAD, ";
+  for (const Route* route : routes_at(path)) {
+    methods += route->method + ", ";
+    if (route->method == "GET") methods += "HEAD, ";
   }
   return methods.empty() ? methods : methods + "OPTIONS";
 }
@@ -66,13 +91,14 @@ Admission Router::admit(const ServerRequest& head) const {
   const std::string path = known_path(head.path);
   const std::string methods = methods_of(path);
   const Route* route = find(head.method, path);
+  const ErrorShape shape = errors_of(path);
   // Without a key nobody learns which routes there are.
   const RouteAccess access = route == nullptr ? RouteAccess::kKey : route->access;
   const bool asks_key = access == RouteAccess::kKey || (access == RouteAccess::kProbe && protect_all_);
   // A browser asks by OPTIONS, without a key, whether it may send one.
   if (keys_.required() && asks_key && head.method != "OPTIONS" && !keys_.allows(head)) {
     ServerResponse response =
-        error_response(401, "a valid API key is needed; send it as 'Authorization: Bearer KEY'");
+        error_response(401, "a valid API key is needed; send it as 'Authorization: Bearer KEY'", {}, shape);
     response.headers.push_back({.name = "WWW-Authenticate", .value = "Bearer"});
     return refuse(std::move(response));
   }
@@ -81,7 +107,7 @@ Admission Router::admit(const ServerRequest& head) const {
     return refuse({.status = 204, .headers = {{.name = "Allow", .value = methods}}});
   if (route == nullptr) {
     ServerResponse response =
-        error_response(405, fmt::format("{} takes {}, not {}", head.path, methods, head.method));
+        error_response(405, fmt::format("{} takes {}, not {}", head.path, methods, head.method), {}, shape);
     response.headers.push_back({.name = "Allow", .value = methods});
     return refuse(std::move(response));
   }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "server/http/message.h"
+#include "server/openai/api_error.h"
 #include "server/openai/api_keys.h"
 
 namespace jewel {
@@ -24,10 +25,11 @@ enum class RouteAccess : uint8_t {
 
 struct Route {
   std::string method;
-  std::string path;
+  std::string path;  // with {id} at its end: any one name
   RouteAccess access = RouteAccess::kKey;
   size_t max_body_bytes = 0;
   std::function<Reply(ServerRequest&&)> answer;
+  ErrorShape errors = ErrorShape::kOpenAi;  // of what the router itself refuses
 };
 
 class Router {
@@ -40,7 +42,9 @@ class Router {
 
  private:
   std::string known_path(std::string_view path) const;
+  std::vector<const Route*> routes_at(std::string_view path) const;
   const Route* find(std::string_view method, std::string_view path) const;
+  ErrorShape errors_of(std::string_view path) const;
   std::string methods_of(std::string_view path) const;  // "GET, HEAD, OPTIONS"; empty: no such path
 
   const std::vector<Route> routes_;
