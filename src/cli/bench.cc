@@ -1,282 +1,352 @@
-// jewel bench --simulate: scheduling settings compared over a trace, in seconds, without a device.
+// jewel bench: how fast, and with how many joules, requests are answered: in this process or by a server, and
+// two of them against each other. --simulate: the scheduler alone, without a device (bench_simulate.cc).
 
 #include <fmt/format.h>
-#include <sys/utsname.h>
+#include <unistd.h>
 
-#include <boost/json/array.hpp>
-#include <boost/json/object.hpp>
-#include <ctime>
+#include <algorithm>
+#include <cstdio>
 #include <fstream>
 
-#include "base/threads.h"
+#include "bench/bench.h"
+#include "bench/output.h"
+#include "cli/bench_simulate.h"
 #include "cli/commands.h"
-#include "engine/simulator/simulator.h"
+#include "cli/model_directory.h"
 #include "model/json_text.h"
 
 namespace jewel {
-
-namespace json = boost::json;
-
 namespace {
 
 struct BenchFlags {
   bool simulate = false;
-  std::string trace;
-  std::string write_trace;
-  std::string json_file;
-  std::string cost = "h200";
-  SyntheticTraffic traffic;
-  std::string prompt_tokens = "lognormal:350:0.8";
-  std::string output_tokens = "lognormal:128:0.6";
-  std::string think_s = "exp:5";
-  std::vector<int> max_num_seqs = {32};
-  std::vector<int> max_num_batched_tokens = {2048};
-  std::vector<int> long_prefill_chunk = {0};
-  std::vector<double> kv_gib = {8};
-  std::vector<std::string> prefix_cache = {"on"};
-  double swap_gib = 4;
+  SimulateFlags simulation;
+
+  std::string target;  // a directory, a model's name or an address
+  std::string url;     // the same as an address
+  std::string against;
+  ClientOptions client;  // for both, but for their addresses and names
+  std::string against_model;
+  bool insecure = false;
+  EngineOptions engine;
+
+  std::vector<std::string> sets;
+  std::vector<int> concurrency;
+  std::vector<double> rates;
+  BenchPlan plan;
+  int requests = 0;
+  double temperature = 0;
+  bool warm_cache = false;
+  bool no_ceilings = false;
+  bool no_prefix_caching = false;
+  std::string meter = "auto";
+  std::vector<int> max_num_seqs;
+  std::vector<int> max_num_batched_tokens;
+
+  std::string json_file, csv_file, html_file;
+  bool quiet = false;
 };
 
-// Every combination of the listed settings.
-std::vector<SimulationSettings> settings_of(const BenchFlags& flags) {
-  std::vector<SimulationSettings> all;
-  for (const std::string& cache : flags.prefix_cache) {
-    for (const double kv : flags.kv_gib) {
-      for (const int seqs : flags.max_num_seqs) {
-        for (const int tokens : flags.max_num_batched_tokens) {
-          for (const int chunk : flags.long_prefill_chunk) {
-            all.push_back({.max_num_seqs = seqs,
-                           .max_num_batched_tokens = tokens,
-                           .long_prefill_chunk = chunk,
-                           .kv_gib = kv,
-                           .swap_gib = flags.swap_gib,
-                           .prefix_cache = cache == "on"});
-          }
-        }
+int wrong_usage(const std::string& what) {
+  fmt::print(stderr, "jewel: error: bench: {}\n", what);
+  return kExitUsage;
+}
+
+// Where something stands: a line that is rewritten on a terminal, else one line for each part.
+class Progress {
+ public:
+  explicit Progress(bool quiet) : quiet_(quiet), terminal_(::isatty(STDERR_FILENO) != 0) {}
+  ~Progress() {
+    if (!quiet_ && terminal_) fmt::print(stderr, "\r\033[K");
+  }
+  Progress(const Progress&) = delete;
+  Progress& operator=(const Progress&) = delete;
+
+  void operator()(const std::string& what, int ended, int requests) const {
+    if (quiet_) return;
+    if (!terminal_) {
+      if (ended == 0) fmt::print(stderr, "{}\n", line(what, 0, requests));
+      return;
+    }
+    fmt::print(stderr, "\r\033[K{}", line(what, ended, requests));
+    std::fflush(stderr);
+  }
+
+ private:
+  static std::string line(const std::string& what, int ended, int requests) {
+    if (requests == 0) return what;
+    return ended == 0 ? fmt::format("{}: {} requests", what, requests)
+                      : fmt::format("{}: {} of {} requests", what, ended, requests);
+  }
+
+  bool quiet_;
+  bool terminal_;
+};
+
+Result<std::unique_ptr<Target>> open_target(const BenchFlags& flags, const std::string& name,
+                                            const std::string& model, bool two_here) {
+  if (is_server_address(name)) {
+    ClientOptions client = flags.client;
+    client.url = name;
+    client.model = model;
+    client.verify_tls = !flags.insecure;
+    return make_server_target(client);
+  }
+  EngineOptions engine = flags.engine;
+  if (two_here) engine.gpu_memory_utilization *= 0.45;  // both stay loaded, as A B B A needs it
+  if (!flags.quiet) engine.progress = loading_progress(name);
+  JEWEL_ASSIGN(const std::string directory, model_directory(name, std::string()));
+  return make_local_target(directory, engine);
+}
+
+Result<std::vector<std::unique_ptr<Target>>> open_targets(const BenchFlags& flags) {
+  const bool two_here =
+      !flags.against.empty() && !is_server_address(flags.target) && !is_server_address(flags.against);
+  std::vector<std::unique_ptr<Target>> targets;
+  JEWEL_ASSIGN(auto first, open_target(flags, flags.target, flags.client.model, two_here));
+  targets.push_back(std::move(first));
+  if (!flags.against.empty()) {
+    JEWEL_ASSIGN(auto second, open_target(flags, flags.against, flags.against_model, two_here));
+    targets.push_back(std::move(second));
+  }
+  return targets;
+}
+
+// What to ask when nothing is said: text, and a picture where the model has eyes.
+std::vector<std::string> default_sets(const std::vector<std::unique_ptr<Target>>& targets) {
+  std::vector<std::string> sets = {"text:256:128"};
+  const auto sees = [](const auto& target) { return target->info().in_process && target->info().has_images; };
+  if (std::ranges::all_of(targets, sees)) sets.emplace_back("image:280:64:64");
+  return sets;
+}
+
+Result<BenchPlan> plan_of(const BenchFlags& flags, const std::vector<std::unique_ptr<Target>>& targets) {
+  BenchPlan plan = flags.plan;
+  plan.requests = flags.requests;
+  plan.seed = flags.simulation.traffic.seed;
+  plan.ceilings = !flags.no_ceilings;
+  const SetOptions options{
+      .seed = plan.seed, .temperature = flags.temperature, .warm_cache = flags.warm_cache};
+  for (const std::string& text : flags.sets.empty() ? default_sets(targets) : flags.sets) {
+    JEWEL_ASSIGN(RequestSet set, RequestSet::parse(text, options));
+    plan.sets.push_back(std::move(set));
+  }
+  for (const int concurrency : flags.concurrency) plan.loads.push_back({.concurrency = concurrency});
+  for (const double rate : flags.rates) plan.loads.push_back({.rate = rate});
+  if (plan.loads.empty()) plan.loads.push_back({.concurrency = 1});
+  return plan;
+}
+
+// A server elsewhere has its own joules; a meter here would measure this machine's idling.
+FoundCounter counter_of(const BenchFlags& flags, const std::vector<std::unique_ptr<Target>>& targets) {
+  if (flags.meter == "auto") {
+    for (const auto& target : targets) {
+      if (!target->info().on_this_machine) {
+        return {.counter = nullptr,
+                .why = fmt::format("{} is another machine, and its meter is not ours to read",
+                                   target->info().name)};
       }
     }
   }
-  return all;
+  std::optional<bool> cuda;
+  if (targets.front()->info().in_process) cuda = targets.front()->info().where.starts_with("cuda");
+  return find_counter(flags.meter, cuda);
 }
 
-std::string name_of(const SimulationSettings& s) {
-  std::string name = fmt::format("{} seqs, {} tokens, {:g} GiB, cache {}", s.max_num_seqs,
-                                 s.max_num_batched_tokens, s.kv_gib, s.prefix_cache ? "on" : "off");
-  if (s.long_prefill_chunk > 0) name += fmt::format(", chunk {}", s.long_prefill_chunk);
-  return name;
+Result<void> write_file(const std::string& flag, const std::string& path, const std::string& text) {
+  if (path.empty() || path == "-") return {};
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file) return unavailable(fmt::format("{}: {} cannot be written", flag, path));
+  return {};
 }
 
-void print_table(const std::vector<SimulationResult>& results) {
-  fmt::print("{:<44}{:>22}{:>26}{:>22}{:>7}{:>6}{:>7}{:>8}\n", "", "first token, ms", "between tokens, ms",
-             "output tok/s", "hits", "busy", "rows", "preempt");
-  fmt::print("{:<44}{:>8}{:>7}{:>7}{:>8}{:>6}{:>6}{:>6}{:>12}{:>10}{:>7}{:>6}{:>7}{:>8}\n", "settings", "p50",
-             "p90", "p99", "p50", "p90", "p99", "max", "simulated", "ceiling", "%", "%", "", "");
-  for (const SimulationResult& r : results) {
-    fmt::print(
-        "{:<44}{:>8.1f}{:>7.0f}{:>7.0f}{:>8.2f}{:>6.1f}{:>6.1f}{:>6.0f}{:>12.0f}{:>10.0f}{:>7.1f}{:>6.0f}{:>"
-        "7."
-        "1f}{:>8}\n",
-        name_of(r.settings), r.ttft_s.p50 * 1e3, r.ttft_s.p90 * 1e3, r.ttft_s.p99 * 1e3,
-        r.inter_token_s.p50 * 1e3, r.inter_token_s.p90 * 1e3, r.inter_token_s.p99 * 1e3,
-        r.inter_token_s.max * 1e3, r.output_tokens_per_s, r.output_tokens_per_s_ceiling, r.hit_rate * 100,
-        r.busy_share * 100, r.rows_per_step, r.preemptions);
-  }
+Result<void> write_files(const BenchFlags& flags, const BenchResult& result) {
+  const ResultFile file = result_file(result);
+  const std::string json = pretty_json(as_json(file));
+  if (flags.json_file == "-")
+    fmt::print("{}", json);
+  else
+    fmt::print("{}", table_text(result));
+  JEWEL_TRY(write_file("--json", flags.json_file, json));
+  if (!flags.csv_file.empty()) JEWEL_TRY(write_file("--csv", flags.csv_file, as_csv(file)));
+  if (!flags.html_file.empty()) JEWEL_TRY(write_file("--html", flags.html_file, html_text(result, file)));
+  return {};
 }
 
-void add_percentiles(json::array& figures, const std::string& name, const Percentiles& p,
-                     const json::object& settings) {
-  for (const auto& [which, value] :
-       {std::pair{"p50", p.p50}, {"p90", p.p90}, {"p99", p.p99}, {"max", p.max}, {"mean", p.mean}})
-    figures.push_back(json::object{{"name", name + ", " + which},
-                                   {"value", value * 1e3},
-                                   {"unit", "ms"},
-                                   {"n", p.n},
-                                   {"settings", settings}});
+int measure(BenchFlags& flags) {
+  if (!flags.url.empty()) {
+    if (!flags.target.empty() && flags.against.empty())
+      flags.against = flags.url;
+    else
+      flags.target = flags.url;
+  }
+  if (flags.target.empty())
+    return wrong_usage("found no model; give a directory, a model's name, --url of a server, or --simulate");
+  if (flags.max_num_seqs.size() > 1 || flags.max_num_batched_tokens.size() > 1)
+    return wrong_usage("--max-num-seqs and --max-num-batched-tokens take one value without --simulate");
+  for (const std::string& set : flags.sets) {  // before a model is loaded for it
+    if (const auto parsed = RequestSet::parse(set, {}); !parsed.ok()) return report(parsed.error());
+  }
+  int most = 0;
+  for (const int concurrency : flags.concurrency) most = std::max(most, concurrency);
+  flags.engine.max_num_seqs = flags.max_num_seqs.empty() ? most : flags.max_num_seqs.front();
+  if (!flags.max_num_batched_tokens.empty())
+    flags.engine.max_num_batched_tokens = flags.max_num_batched_tokens.front();
+  flags.engine.prefix_caching = !flags.no_prefix_caching;
+  flags.engine.max_waiting = 1 << 20;
+  const auto targets = open_targets(flags);
+  if (!targets.ok()) return report(targets.error());
+  auto plan = plan_of(flags, *targets);
+  if (!plan.ok()) return report(plan.error());
+  Result<BenchResult> result = [&] {
+    const Progress progress(flags.quiet);
+    return run_bench(*targets, std::move(plan).value(), counter_of(flags, *targets), std::cref(progress));
+  }();
+  if (!result.ok()) return report(result.error());
+  if (const auto written = write_files(flags, *result); !written.ok()) return report(written.error());
+  return result->failed() > 0 ? kExitError : kExitDone;
 }
 
-json::object to_json(const Trace& trace, const CostModel& cost,
-                     const std::vector<SimulationResult>& results) {
-  std::time_t now = std::time(nullptr);
-  std::tm utc{};
-  gmtime_r(&now, &utc);
-  utsname host{};
-  uname(&host);
-  json::array figures;
-  for (const SimulationResult& r : results) {
-    const SimulationSettings& s = r.settings;
-    const json::object settings = {{"max_num_seqs", s.max_num_seqs},
-                                   {"max_num_batched_tokens", s.max_num_batched_tokens},
-                                   {"long_prefill_chunk", s.long_prefill_chunk},
-                                   {"kv_gib", s.kv_gib},
-                                   {"swap_gib", s.swap_gib},
-                                   {"prefix_cache", s.prefix_cache}};
-    add_percentiles(figures, "time to first token", r.ttft_s, settings);
-    add_percentiles(figures, "time between tokens", r.inter_token_s, settings);
-    add_percentiles(figures, "time of a request", r.request_s, settings);
-    add_percentiles(figures, "time in the queue", r.queue_s, settings);
-    const auto figure = [&](const char* name, json::value value, const char* unit) -> json::object& {
-      return figures
-          .emplace_back(json::object{{"name", name},
-                                     {"value", std::move(value)},
-                                     {"unit", unit},
-                                     {"n", r.requests},
-                                     {"settings", settings}})
-          .as_object();
-    };
-    figure("output", r.output_tokens_per_s, "tok/s")["ceiling"] = r.output_tokens_per_s_ceiling;
-    figure("prompt", r.prompt_tokens_per_s, "tok/s");
-    figure("prompt tokens from the prefix cache", r.hit_rate, "share");
-    figure("device busy", r.busy_share, "share");
-    figure("decode rows of a step", r.rows_per_step, "rows");
-    figure("steps", r.steps, "steps");
-    figure("images encoded", r.images_encoded, "images");
-    figure("preemptions", r.preemptions, "sequences");
-    figure("refused", r.refused, "requests");
-    figure("simulated time", r.seconds, "s");
-  }
-  return {{"what", "jewel bench --simulate: the scheduler over a model of a step's cost"},
-          {"date", fmt::format("{:04}-{:02}-{:02}", utc.tm_year + 1900, utc.tm_mon + 1, utc.tm_mday)},
-          {"version", JEWEL_VERSION},
-          {"machine", fmt::format("simulated; ran on {}, {} cores", host.machine, usable_cores())},
-          {"settings",
-           {{"trace", trace.name},
-            {"requests", trace.requests.size()},
-            {"cost", cost.name},
-            {"cost_source", cost.source},
-            {"fixed_ms", cost.fixed_s * 1e3},
-            {"row_us", cost.decode_row_s * 1e6},
-            {"token_us", cost.prefill_token_s * 1e6},
-            {"image_ms", cost.image_s * 1e3},
-            {"context_ns", cost.context_token_s * 1e9},
-            {"copy_gb_s", cost.copy_bytes_per_s * 1e-9},
-            {"host_us", cost.host_s * 1e6}}},
-          {"ceilings", {{"output tok/s", "max_num_seqs rows in every step, no prefill, no context"}}},
-          {"figures", std::move(figures)}};
+int simulate(BenchFlags& flags) {
+  SimulateFlags& simulation = flags.simulation;
+  if (!flags.target.empty() || !flags.url.empty())
+    return wrong_usage("--simulate measures no model; leave out the model, or --simulate");
+  if (flags.rates.size() > 1 || flags.concurrency.size() > 1)
+    return wrong_usage("--simulate takes one --rate or one --concurrency");
+  simulation.json_file = flags.json_file;
+  if (flags.requests > 0) simulation.traffic.requests = flags.requests;
+  if (!flags.rates.empty()) simulation.traffic.rate = flags.rates.front();
+  simulation.traffic.concurrency = flags.concurrency.empty() ? 0 : flags.concurrency.front();
+  if (simulation.traffic.rate <= 0 && simulation.traffic.concurrency <= 0)
+    simulation.traffic.concurrency = 32;
+  if (!flags.max_num_seqs.empty()) simulation.max_num_seqs = flags.max_num_seqs;
+  if (!flags.max_num_batched_tokens.empty()) simulation.max_num_batched_tokens = flags.max_num_batched_tokens;
+  return simulate_bench(simulation);
 }
 
-Result<Trace> trace_of(BenchFlags& flags) {
-  if (!flags.trace.empty()) return read_trace(flags.trace);
-  JEWEL_ASSIGN(flags.traffic.prompt_tokens, parse_lengths("--prompt-tokens", flags.prompt_tokens));
-  JEWEL_ASSIGN(flags.traffic.output_tokens, parse_lengths("--output-tokens", flags.output_tokens));
-  JEWEL_ASSIGN(flags.traffic.think_s, parse_lengths("--think-s", flags.think_s));
-  if (flags.traffic.rate <= 0 && flags.traffic.concurrency <= 0) flags.traffic.concurrency = 32;
-  return synthetic_trace(flags.traffic);
+void add_engine_options(CLI::App& app, EngineOptions& engine, BenchFlags& flags) {
+  const char* group = "Engine in this process (as of jewel serve)";
+  const auto add = [&](const char* name, auto& value, const char* help) {
+    return app.add_option(name, value, help)->capture_default_str()->group(group);
+  };
+  add("--device", engine.device, "auto, cpu, cuda, cuda:N");
+  add("--dtype", engine.dtype, "auto, bfloat16, float32 (CPU)");
+  add("--kv-cache-dtype", engine.kv_cache_dtype, "auto, bfloat16, fp8, float32 (CPU)");
+  add("--threads", engine.n_threads, "Of the CPU; 0: all cores")->check(CLI::Range(0, 1024));
+  add("--max-num-seqs", flags.max_num_seqs, "Computed at once; the highest --concurrency when not given")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096));
+  add("--max-num-batched-tokens", flags.max_num_batched_tokens, "Of one step (2048)")
+      ->delimiter(',')
+      ->check(CLI::Range(16, 1'000'000));
+  add("--max-model-len", engine.max_model_len, "Prompt and answer; 0: the model's")
+      ->check(CLI::Range(0, 1 << 20));
+  add("--gpu-memory-utilization", engine.gpu_memory_utilization, "Share of the card")
+      ->check(CLI::Range(0.05, 1.0));
+  add("--lm-head-dtype", engine.lm_head_dtype, "GPU: auto, fp8");
+  add("--prefill-activations", engine.prefill_activations, "GPU: auto, bf16, fp8");
+  app.add_flag("--no-prefix-caching", flags.no_prefix_caching, "Compute every prompt whole")->group(group);
 }
 
-int bench(BenchFlags flags) {
-  if (!flags.simulate) {
-    fmt::print(stderr, "jewel: error: bench: found no --simulate, which is what it can do; add it\n");
-    return kExitUsage;
-  }
-  const auto trace = trace_of(flags);
-  if (!trace.ok()) return report(trace.error());
-  const auto cost = parse_cost_model(flags.cost);
-  if (!cost.ok()) return report(cost.error());
-  if (!flags.write_trace.empty()) {
-    const auto written = write_trace(*trace, flags.write_trace);
-    if (!written.ok()) return report(written.error());
-  }
-  fmt::print(stderr, "{}: {} requests; cost '{}': {}\n", trace->name, trace->requests.size(), cost->name,
-             cost->source);
-  std::vector<SimulationResult> results;
-  for (const SimulationSettings& settings : settings_of(flags)) {
-    const auto result = simulate(*trace, *cost, settings);
-    if (!result.ok()) return report(result.error());
-    fmt::print(stderr, "{}: {:.0f} s of traffic, {} steps, simulated in {:.2f} s{}\n", name_of(settings),
-               result->seconds, result->steps, result->wall_s,
-               result->refused > 0 ? fmt::format("; {} requests refused", result->refused) : "");
-    results.push_back(*result);
-  }
-  const std::string text = pretty_json(to_json(*trace, *cost, results));
-  if (flags.json_file == "-") {
-    fmt::print("{}", text);
-    return kExitDone;
-  }
-  print_table(results);
-  if (!flags.json_file.empty()) {
-    std::ofstream file(flags.json_file);
-    file << text;
-    file.close();
-    if (!file) return report(unavailable(fmt::format("--json: {} cannot be written", flags.json_file)));
-  }
-  return kExitDone;
+void add_measuring_options(CLI::App& app, BenchFlags& flags, CLI::Option* trace) {
+  const char* group = "What is asked";
+  app.add_option("--set", flags.sets,
+                 "text:IN:OUT, image:BUDGET:IN:OUT or FILE.jsonl; several by commas "
+                 "(text:256:128, and image:280:64:64 where the model sees)")
+      ->delimiter(',')
+      ->group(group);
+  CLI::Option* rate = app.add_option("--rate", flags.rates, "Requests a second, Poisson; several by commas")
+                          ->delimiter(',')
+                          ->check(CLI::Range(1e-6, 1e6))
+                          ->excludes(trace)
+                          ->group(group);
+  app.add_option("--concurrency", flags.concurrency, "Instead: requests at once (1); several by commas")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1'000'000))
+      ->excludes(trace)
+      ->excludes(rate)
+      ->group(group);
+  app.add_option("--requests", flags.requests, "Of a run; when not given: as many as fill --seconds")
+      ->check(CLI::Range(1, 10'000'000))
+      ->excludes(trace)
+      ->group(group);
+  app.add_option("--seconds", flags.plan.seconds, "About how long a run takes")
+      ->capture_default_str()
+      ->check(CLI::Range(0.01, 86400.0))
+      ->group(group);
+  app.add_option("--runs", flags.plan.runs, "Of each set and load, on each target")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000))
+      ->group(group);
+  app.add_option("--warmup", flags.plan.warmup,
+                 "Requests before the first run (twice what is under way at once)")
+      ->check(CLI::Range(1, 1'000'000))
+      ->group(group);
+  app.add_option("--seed", flags.simulation.traffic.seed, "Of what is made up, and of arrivals")
+      ->capture_default_str()
+      ->excludes(trace)
+      ->group(group);
+  app.add_option("--temperature", flags.temperature, "Of requests that name none")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 2.0))
+      ->group(group);
+  app.add_flag("--warm-cache", flags.warm_cache,
+               "A file's prompts may be found in the prefix cache by later runs")
+      ->group(group);
 }
 
 }  // namespace
 
 Command add_bench_command(CLI::App& app) {
   auto flags = std::make_shared<BenchFlags>();
-  CLI::App* bench_app =
-      app.add_subcommand("bench", "Compares scheduling settings over a trace, without a device (--simulate)");
-  bench_app->footer(
-      "The scheduler is the one that serves; only the arithmetic is replaced by a model of its cost, and "
-      "time is\n"
-      "a number. Options that take a list (--max-num-seqs 16,32) run every combination. --cost takes a "
-      "preset\n"
-      "(h200: budgets of E4B in FP8 on an H200; cpu-2-cores: measured on 2 Zen 4 cores), numbers, or both:\n"
-      "fixed_ms, row_us, token_us, image_ms, context_ns, copy_gb_s, host_us.\n"
-      "\n"
-      "Trace, one JSON object a line; prompts are lists of parts:\n"
-      "  {\"arrival_s\": 0.25, \"id\": \"a/1\", \"max_tokens\": 128,\n"
-      "   \"prompt\": [{\"shared\": \"system\", \"tokens\": 200}, {\"image\": \"cat\", \"tokens\": 256}, "
-      "{\"tokens\": 40}]}\n"
-      "  {\"arrival_s\": 4.0, \"after\": \"a/1\", \"max_tokens\": 128,\n"
-      "   \"prompt\": [{\"history\": \"a/1\"}, {\"tokens\": 30}]}      4 s after the end of a/1\n"
-      "\n"
+  CLI::App* bench =
+      app.add_subcommand("bench", "Measures speed and joules: in process, of a server, A against B");
+  bench->footer(
       "Examples:\n"
-      "  jewel bench --simulate --rate 40 --max-num-seqs 16,32,64\n"
-      "  jewel bench --simulate --concurrency 64 --shared-tokens 800 --turns 6 --kv-gib 1,2,4 --prefix-cache "
-      "on,off\n"
-      "  jewel bench --simulate --trace monday.jsonl --cost h200,row_us=20 --json result.json");
-  bench_app->add_flag("--simulate", flags->simulate, "Simulate");
-  CLI::Option* trace =
-      bench_app->add_option("--trace", flags->trace, "Recorded trace (JSONL)")->check(CLI::ExistingFile);
-  bench_app->add_option("--write-trace", flags->write_trace, "Write the trace that ran to this file");
-  bench_app->add_option("--cost", flags->cost, "What a step costs")->capture_default_str();
-  bench_app->add_option("--json", flags->json_file, "Write the figures to this file; - prints them instead");
-
-  const char* group = "Made-up traffic";
-  const auto made_up = [&](const char* name, auto& value, const char* help) {
-    return bench_app->add_option(name, value, help)->capture_default_str()->group(group)->excludes(trace);
-  };
-  made_up("--requests", flags->traffic.requests, "How many")->check(CLI::Range(1, 10'000'000));
-  CLI::Option* rate =
-      made_up("--rate", flags->traffic.rate, "Conversations a second, Poisson")->check(CLI::Range(0.0, 1e6));
-  made_up("--concurrency", flags->traffic.concurrency,
-          "Instead: clients, one conversation after the other (32)")
-      ->check(CLI::Range(0, 1'000'000))
-      ->excludes(rate);
-  made_up("--prompt-tokens", flags->prompt_tokens, "N, uniform:LOW:HIGH, exp:MEAN or lognormal:MEDIAN:SIGMA");
-  made_up("--output-tokens", flags->output_tokens, "The same");
-  made_up("--shared-tokens", flags->traffic.shared_tokens, "System prompt that all begin with")
-      ->check(CLI::Range(0, 1'000'000));
-  made_up("--image-share", flags->traffic.image_share, "Of conversations with a picture")
-      ->check(CLI::Range(0.0, 1.0));
-  made_up("--image-tokens", flags->traffic.image_tokens, "Soft tokens of a picture")
-      ->check(CLI::Range(1, 1120));
-  made_up("--images", flags->traffic.n_images, "Different pictures; 0: each is new")
-      ->check(CLI::Range(0, 1'000'000));
-  made_up("--turns", flags->traffic.turns, "Requests of a conversation")->check(CLI::Range(1, 1000));
-  made_up("--think-s", flags->think_s, "Seconds between two turns, as --prompt-tokens");
-  made_up("--seed", flags->traffic.seed, "Of the made-up traffic");
-
-  group = "Settings to compare (lists)";
-  const auto listed = [&](const char* name, auto& value, const char* help) {
-    return bench_app->add_option(name, value, help)->delimiter(',')->capture_default_str()->group(group);
-  };
-  listed("--max-num-seqs", flags->max_num_seqs, "Sequences in a step")->check(CLI::Range(1, 4096));
-  listed("--max-num-batched-tokens", flags->max_num_batched_tokens, "Tokens in a step")
-      ->check(CLI::Range(16, 1'000'000));
-  listed("--long-prefill-token-threshold", flags->long_prefill_chunk,
-         "No prompt takes more of a step; 0: all")
-      ->check(CLI::Range(0, 1'000'000));
-  listed("--kv-gib", flags->kv_gib, "Memory for KV pages")->check(CLI::Range(0.01, 1e4));
-  listed("--prefix-cache", flags->prefix_cache, "on, off")->check(CLI::IsMember({"on", "off"}));
-  bench_app->add_option("--swap-gib", flags->swap_gib, "Host memory for preempted pages")
+      "  jewel bench models/jewel-demo\n"
+      "  jewel bench models/jewel-demo --set text:512:128,image:280:64:64 --concurrency 1,4 --html "
+      "bench.html\n"
+      "  jewel bench --url http://localhost:8000/v1 --rate 2,4,8 --set monday.jsonl --json result.json\n"
+      "  jewel bench e4b-fp8 --against e4b-bf16                       two models, A B B A\n"
+      "  jewel bench --url http://a:8000/v1 --against http://b:8000/v1    two servers\n"
+      "  jewel bench --simulate --rate 40 --max-num-seqs 16,32,64     the scheduler alone, by a model of its "
+      "cost\n"
+      "\n"
+      "A line of FILE.jsonl is an OpenAI chat body, or {\"prompt\": \"…\", \"image\": \"cat.jpg\", "
+      "\"max_tokens\": 64}.\n"
+      "docs/bench.md says what each figure means, and how --simulate takes traces and costs.");
+  bench->add_option("MODEL", flags->target, kModelHelp);
+  bench->add_option("--against", flags->against, "Compare with this one: a model or a server's address");
+  bench->add_option("--json", flags->json_file, "Write the figures to this file; - prints them instead");
+  bench->add_option("--csv", flags->csv_file, "Write them as CSV");
+  bench->add_option("--html", flags->html_file, "Write a report with plots, one file");
+  bench->add_flag("-q,--quiet", flags->quiet, "No progress on stderr");
+  bench->add_option("--meter", flags->meter, "Of joules: auto, none, nvml, rapl")
       ->capture_default_str()
-      ->check(CLI::Range(0.0, 1e4))
-      ->group("Settings");
-  return [flags] { return bench(*flags); };
+      ->check(CLI::IsMember({"auto", "none", "nvml", "rapl"}));
+  bench->add_flag("--no-ceilings", flags->no_ceilings,
+                  "Do not measure what the device can read and multiply");
+  CLI::Option* simulate_flag = bench->add_flag("--simulate", flags->simulate,
+                                               "Run the scheduler over a model of a step's cost instead");
+  CLI::Option* trace = bench->add_option("--trace", flags->simulation.trace, "Recorded trace (JSONL)");
+  add_measuring_options(*bench, *flags, trace);
+
+  const char* group = "Server";
+  bench->add_option("--url", flags->url, "Address of an OpenAI server: http://host:8000/v1, unix:/path")
+      ->group(group);
+  bench->add_option("--model", flags->client.model, "Its name there (the first that it lists)")->group(group);
+  bench->add_option("--against-model", flags->against_model, "The same for --against")->group(group);
+  bench->add_option("--api-key", flags->client.api_key, "Key of the server")
+      ->envname("OPENAI_API_KEY")
+      ->group(group);
+  bench->add_option("--ca-file", flags->client.ca_file, "PEM file of authorities for https")->group(group);
+  bench->add_flag("--insecure", flags->insecure, "Do not check the server's certificate")->group(group);
+
+  add_engine_options(*bench, flags->engine, *flags);
+  add_simulate_options(*bench, simulate_flag, trace, flags->simulation);
+  return [flags] { return flags->simulate ? simulate(*flags) : measure(*flags); };
 }
 
 }  // namespace jewel

@@ -15,6 +15,7 @@ namespace jewel {
 inline constexpr int kExitDone = 0;
 inline constexpr int kExitError = 1;
 inline constexpr int kExitUsage = 2;
+inline constexpr int kExitGate = 3;
 
 using Command = std::function<int()>;
 
@@ -23,6 +24,7 @@ Command add_run_command(CLI::App& app);
 Command add_inspect_command(CLI::App& app);
 Command add_quantize_command(CLI::App& app);
 Command add_bench_command(CLI::App& app);
+Command add_eval_command(CLI::App& app);
 Command add_pull_command(CLI::App& app);
 
 // `serve` reads its own words, because its flags are vLLM's and stand in files too; the subcommand is there

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "checkpoint/checkpoint.h"
 #include "cli/commands.h"
+#include "cli/model_directory.h"
 #include "model/json_reader.h"
 #include "model/json_text.h"
 #include "model/tensors.h"
@@ -23,6 +24,7 @@ namespace {
 
 struct InspectFlags {
   std::string model;
+  std::string revision;
   std::string tokens;
   std::string render_file;
   bool tokens_given = false;
@@ -160,8 +162,8 @@ void print_inventory(const Checkpoint& checkpoint, const Inventory& inventory) {
   fmt::print("decoder linears: {}\n", kinds);
 }
 
-int show_tokens(const InspectFlags& flags) {
-  auto prompts = PromptBuilder::load(flags.model);
+int show_tokens(const InspectFlags& flags, const std::string& directory) {
+  auto prompts = PromptBuilder::load(directory);
   if (!prompts.ok()) return report(prompts.error());
   const auto ids = prompts->tokenizer().encode(flags.tokens, SpecialTokens::kParse);
   if (!ids.ok()) return report(ids.error());
@@ -179,8 +181,8 @@ int show_tokens(const InspectFlags& flags) {
   return kExitDone;
 }
 
-int show_rendering(const InspectFlags& flags) {
-  auto prompts = PromptBuilder::load(flags.model);
+int show_rendering(const InspectFlags& flags, const std::string& directory) {
+  auto prompts = PromptBuilder::load(directory);
   if (!prompts.ok()) return report(prompts.error());
   auto request = read_json_object(flags.render_file);
   if (!request.ok()) return report(request.error());
@@ -199,9 +201,13 @@ int show_rendering(const InspectFlags& flags) {
 }
 
 int inspect(const InspectFlags& flags) {
-  if (flags.tokens_given) return show_tokens(flags);
-  if (!flags.render_file.empty()) return show_rendering(flags);
-  const auto checkpoint = Checkpoint::open(flags.model);
+  const bool prompts_only = flags.tokens_given || !flags.render_file.empty();
+  const auto directory = model_directory(flags.model, flags.revision,
+                                         prompts_only ? ModelPart::kWithoutWeights : ModelPart::kAll);
+  if (!directory.ok()) return report(directory.error());
+  if (flags.tokens_given) return show_tokens(flags, *directory);
+  if (!flags.render_file.empty()) return show_rendering(flags, *directory);
+  const auto checkpoint = Checkpoint::open(*directory);
   if (!checkpoint.ok()) return report(checkpoint.error());
   const Inventory inventory = take_inventory(**checkpoint);
   if (flags.json) {
@@ -224,7 +230,8 @@ Command add_inspect_command(CLI::App& app) {
       "  jewel inspect models/jewel-demo\n"
       "  jewel inspect models/jewel-demo --tokens \"Hello, <|turn>world\"\n"
       "  jewel inspect models/jewel-demo --render request.json     {\"messages\": […], \"tools\": […]}");
-  inspect_app->add_option("MODEL", flags->model, "Model directory")->required();
+  inspect_app->add_option("MODEL", flags->model, kModelHelp)->required();
+  inspect_app->add_option("--revision", flags->revision, kRevisionHelp);
   CLI::Option* tokens = inspect_app->add_option("--tokens", flags->tokens,
                                                 "Print the token ids of this text; control tokens count");
   CLI::Option* render = inspect_app

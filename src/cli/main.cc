@@ -63,6 +63,7 @@ int main(int argc, char** argv) {
   const jewel::Command inspect = jewel::add_inspect_command(app);
   const jewel::Command quantize = jewel::add_quantize_command(app);
   const jewel::Command bench = jewel::add_bench_command(app);
+  const jewel::Command eval = jewel::add_eval_command(app);
   jewel::add_serve_command(app);
   const jewel::Command pull = jewel::add_pull_command(app);
   try {
@@ -74,6 +75,7 @@ int main(int argc, char** argv) {
   if (app.got_subcommand("run")) return run();
   if (app.got_subcommand("quantize")) return quantize();
   if (app.got_subcommand("bench")) return bench();
+  if (app.got_subcommand("eval")) return eval();
   if (app.got_subcommand("pull")) return pull();
   return inspect();
 }

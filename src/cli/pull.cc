@@ -1,14 +1,13 @@
 // jewel pull NAME: a model from the hub into the Hugging Face cache; its directory on stdout.
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <atomic>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 
 #include "cli/commands.h"
+#include "cli/model_directory.h"
 #include "hub/hub.h"
 
 namespace jewel {
@@ -24,35 +23,6 @@ struct PullFlags {
 
 std::atomic<bool> interrupted{false};
 
-// One line on stderr, rewritten on a terminal, else one every ten percent.
-class ProgressLine {
- public:
-  void operator()(const DownloadProgress& progress) {
-    const auto now = std::chrono::steady_clock::now();
-    const double done = static_cast<double>(progress.done_bytes);
-    const double total = static_cast<double>(std::max<int64_t>(progress.total_bytes, 1));
-    const bool finished = progress.done_files == progress.total_files;
-    if (first_ < 0) first_ = done;
-    const double elapsed = std::chrono::duration<double>(now - start_).count();
-    const double rate = (done - first_) / std::max(elapsed, 1e-3);
-    if (terminal_ ? now < next_ && !finished : done / total < next_part_ && !finished) return;
-    next_ = now + std::chrono::milliseconds(100);
-    next_part_ = done / total + 0.1;
-    const int left = rate > 0 ? static_cast<int>((total - done) / rate) : 0;
-    fmt::print(stderr, "{}{:3.0f}% of {}, {} of {} files, {}/s, {}:{:02} left{}", terminal_ ? "\r\033[K" : "",
-               100 * done / total, human_bytes(total), progress.done_files, progress.total_files,
-               human_bytes(rate), left / 60, left % 60, terminal_ && !finished ? "" : "\n");
-    std::fflush(stderr);
-  }
-
- private:
-  const bool terminal_ = ::isatty(STDERR_FILENO) != 0;
-  const std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-  std::chrono::steady_clock::time_point next_{};
-  double next_part_ = 0;
-  double first_ = -1;  // bytes that were there before
-};
-
 int pull(const PullFlags& flags) {
   HubOptions options = HubOptions::from_environment();
   options.revision = flags.revision;
@@ -60,7 +30,7 @@ int pull(const PullFlags& flags) {
   if (!flags.cache_dir.empty()) options.cache_root = flags.cache_dir;
   std::signal(SIGINT, [](int) { interrupted = true; });
   options.cancelled = &interrupted;
-  ProgressLine line;
+  DownloadLine line;
   if (!flags.quiet) {
     options.progress = std::ref(line);
     options.note = [](const std::string& text) { fmt::print(stderr, "\njewel: {}\n", text); };

@@ -19,6 +19,7 @@
 #include "checkpoint/safetensors_writer.h"
 #include "cli/commands.h"
 #include "cli/local_model.h"
+#include "cli/model_directory.h"
 #include "cli/quality.h"
 #include "model/json_reader.h"
 #include "model/json_text.h"
@@ -35,6 +36,7 @@ std::atomic<bool> interrupted = false;
 
 struct QuantizeFlags {
   std::string source;
+  std::string revision;
   std::string destination;
   std::string scheme = "fp8-tensor";
   std::string ple_linears = "bf16";
@@ -221,6 +223,9 @@ void print_report(const QuantizeReport& report) {
 }
 
 int quantize(QuantizeFlags flags) {
+  auto found = model_directory(flags.source, flags.revision);
+  if (!found.ok()) return report(found.error());
+  flags.source = *std::move(found);
   QuantizeOptions& options = flags.options;
   options.strategy = flags.scheme == "fp8-channel" ? ScaleStrategy::kChannel : ScaleStrategy::kTensor;
   options.ple_linears = flags.ple_linears == "fp8" ? PleLinears::kFp8 : PleLinears::kBf16;
@@ -279,7 +284,8 @@ Command add_quantize_command(CLI::App& app) {
       "  jewel quantize gemma-4-E4B-it gemma-4-E4B-it-FP8\n"
       "  jewel quantize gemma-4-E4B-it out --scheme fp8-channel --drop-unused --report report.json\n"
       "  jewel quantize gemma-4-E4B-it out --dry-run");
-  command->add_option("SRC", flags->source, "BF16 model directory")->required();
+  command->add_option("SRC", flags->source, std::string("BF16 model. ") + kModelHelp)->required();
+  command->add_option("--revision", flags->revision, kRevisionHelp);
   command->add_option("DST", flags->destination, "Directory to make; must not exist")->required();
   command
       ->add_option("--scheme", flags->scheme,

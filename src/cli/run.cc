@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "cli/commands.h"
 #include "cli/local_model.h"
+#include "cli/model_directory.h"
 #include "model/json_reader.h"
 #include "model/json_text.h"
 #include "text/text_file.h"
@@ -27,6 +28,7 @@ constexpr size_t kMaxRequestBytes = 64 << 20;  // of a file with messages or too
 
 struct RunFlags {
   std::string model;
+  std::string revision;
   std::string prompt;
   std::vector<std::string> images;
   std::string system;
@@ -201,8 +203,10 @@ int run(RunFlags flags) {
   const auto start = std::chrono::steady_clock::now();
   auto input = build_input(flags);
   if (!input.ok()) return report(input.error());
+  const auto directory = model_directory(flags.model, flags.revision);
+  if (!directory.ok()) return report(directory.error());
   flags.engine.progress = loading_progress(flags.model);
-  auto engine = Engine::load(flags.model, flags.engine);
+  auto engine = Engine::load(*directory, flags.engine);
   if (!engine.ok()) return report(engine.error());
   if (!flags.quiet) {
     for (const std::string& note : (*engine)->info().notes) log().info("{}: {}", flags.model, note);
@@ -237,12 +241,11 @@ Command add_run_command(CLI::App& app) {
       "\n"
       "Examples:\n"
       "  jewel run models/jewel-demo \"Who are you?\"\n"
+      "  jewel run google/gemma-4-E4B-it \"Write a haiku about rain\"\n"
       "  jewel run models/jewel-demo --image a.png --image b.jpg --image-tokens 280 \"Compare them\"\n"
       "  echo \"What is 2 + 2?\" | jewel run MODEL --think --temperature 0 --json");
-  run_app
-      ->add_option("MODEL", flags->model,
-                   "Model directory (config.json, tokenizer.json, model.safetensors, …)")
-      ->required();
+  run_app->add_option("MODEL", flags->model, kModelHelp)->required();
+  run_app->add_option("--revision", flags->revision, kRevisionHelp);
   run_app->add_option("PROMPT", flags->prompt, "What to ask; read from stdin when left out");
   run_app
       ->add_option("--image", flags->images,

@@ -17,6 +17,7 @@
 
 #include "base/log.h"
 #include "cli/commands.h"
+#include "cli/model_directory.h"
 #include "hub/http.h"
 #include "hub/hub.h"
 #include "model/json_reader.h"
@@ -27,6 +28,7 @@
 #include "server/openai/stats_log.h"
 #include "server/serve_options.h"
 #include "server/settings.h"
+#include "text/text_file.h"
 
 namespace jewel {
 namespace {
@@ -42,6 +44,7 @@ constexpr std::string_view kUsage =
     "the file. --check-config says for each setting what it does here, and stops.\n"
     "\n";
 
+constexpr size_t kMaxTemplateBytes = size_t{4} << 20;
 constexpr int kImagesWithoutLimit = 128;  // where no limit was asked for, memory still has one
 
 // Signals. Before the server is up one ends the process, afterwards the first drains and the second stops.
@@ -69,17 +72,53 @@ void catch_signals() {
   std::signal(SIGPIPE, SIG_IGN);  // NOLINT(cert-err33-c): it cannot fail
 }
 
-Result<std::string> directory_of(const ServeOptions& options) {
+// What the options name, found on disk or brought from the hub.
+struct ModelFiles {
+  std::string directory;
+  std::string tokenizer;      // a directory; empty: the model's
+  std::string chat_template;  // its text; empty: the tokenizer's
+};
+
+// A file, or the template itself: no file's name has braces or lines.
+Result<std::string> template_text(const std::string& path_or_text) {
+  std::error_code error;
+  if (std::filesystem::is_regular_file(path_or_text, error))
+    return read_text_file(path_or_text, kMaxTemplateBytes);
+  if (path_or_text.find_first_of("{}\n") != std::string::npos) return path_or_text;
+  return not_found(
+      fmt::format("--chat-template: found '{}', expected a file, or the text of a template", path_or_text));
+}
+
+Result<ModelFiles> find_files(const ServeOptions& options) {
   HubOptions hub = HubOptions::from_environment();
   if (options.revision) hub.revision = *options.revision;
   if (options.download_dir) hub.cache_root = *options.download_dir;
-  hub.note = [](const std::string& text) { log().info("{}", text); };
-  JEWEL_ASSIGN(FoundModel found, find_model(options.model, hub));
-  return found.directory;
+  ModelFiles files;
+  if (options.chat_template) {
+    JEWEL_ASSIGN(files.chat_template, template_text(*options.chat_template));
+  }
+  JEWEL_ASSIGN(files.directory, model_directory(options.model, hub));
+  if (options.tokenizer && *options.tokenizer != options.model) {
+    hub.revision = "main";
+    auto found = model_directory(*options.tokenizer, hub, ModelPart::kWithoutWeights);
+    if (!found.ok()) {
+      Error error = std::move(found).error();
+      error.message = "--tokenizer: " + error.message;
+      return error;
+    }
+    files.tokenizer = *std::move(found);
+  }
+  return files;
 }
 
-EngineOptions engine_options(const ServeOptions& options) {
+EngineOptions engine_options(const ServeOptions& options, const ModelFiles& files) {
   EngineOptions engine;
+  engine.tokenizer = files.tokenizer;
+  engine.chat_template = files.chat_template;
+  engine.generation_config = options.generation_config;
+  engine.lm_head_dtype = options.lm_head_dtype;
+  engine.ple = options.ple;
+  engine.prefill_activations = options.prefill_activations;
   engine.device = options.device;
   engine.dtype = options.dtype;
   engine.kv_cache_dtype = options.kv_cache_dtype;
@@ -91,6 +130,7 @@ EngineOptions engine_options(const ServeOptions& options) {
   if (options.kv_cache_memory_bytes)
     engine.kv_cache_gib = static_cast<double>(*options.kv_cache_memory_bytes) / (int64_t{1} << 30);
   engine.prefix_caching = options.enable_prefix_caching;
+  engine.exact_prefix = options.exact_prefix;
   engine.prefix_cache_gib = options.prefix_cache_gib;
   engine.max_waiting = options.max_num_queued_reqs;
   engine.max_images = options.max_images.value_or(kImagesWithoutLimit);
@@ -103,6 +143,7 @@ Result<AskDefaults> ask_defaults(const ServeOptions& options) {
                        .template_kwargs = options.default_chat_template_kwargs,
                        .max_logprobs = options.max_logprobs,
                        .force_include_usage = options.force_include_usage,
+                       .tokens_as_ids = options.tokens_as_token_ids,
                        .request_timeout_s = options.request_timeout_s};
   if (options.image_budget)
     defaults.max_soft_tokens =
@@ -165,14 +206,6 @@ void warn_of_what_is_missing(const ServeOptions& options) {
   const auto missing = [](bool asked, std::string_view flag) {
     if (asked) log().warn("--{} is not obeyed by this version", flag);
   };
-  missing(options.tokenizer.has_value(), "tokenizer");
-  missing(options.lm_head_dtype != "auto", "lm-head-dtype");
-  missing(options.ple != "auto", "ple");
-  missing(options.prefill_activations != "auto", "prefill-activations");
-  missing(options.exact_prefix, "exact-prefix");
-  missing(options.generation_config != "auto", "generation-config");
-  missing(options.chat_template.has_value(), "chat-template");
-  missing(options.tokens_as_token_ids, "return-tokens-as-token-ids");
   missing(options.idle_release_s > 0, "idle-release");
 }
 
@@ -237,13 +270,20 @@ int serve_model(const ServeOptions& options, Clock::time_point start) {
   const auto interval = stats_interval();
   if (!interval.ok()) return wrong_usage(interval.error());
 
-  const auto directory = directory_of(options);
-  if (!directory.ok()) return report(directory.error());
-  EngineOptions how = engine_options(options);
+  const auto files = find_files(options);
+  if (!files.ok()) return report(files.error());
+  EngineOptions how = engine_options(options, *files);
+  how.max_new_tokens = defaults->max_tokens.value_or(0);
   how.progress = loading_progress(options.model);
-  auto engine = Engine::load(*directory, how);
+  auto engine = Engine::load(files->directory, how);
   if (!engine.ok()) return report(engine.error());
-  for (const std::string& note : (*engine)->info().notes) log().info("{}", note);
+  const ModelInfo& info = (*engine)->info();
+  for (const std::string& note : info.notes) log().info("{}", note);
+  if (options.max_logprobs > info.max_logprobs) {
+    log().warn("--max-logprobs {}: {} is what {} can give", options.max_logprobs, info.max_logprobs,
+               info.backend);
+    defaults->max_logprobs = info.max_logprobs;
+  }
 
   ApiServer api(**engine, {.defaults = *std::move(defaults),
                            .model_root = options.model,

@@ -171,10 +171,11 @@ HubOptions HubOptions::from_environment() {
   return options;
 }
 
-bool is_complete_model(const fs::path& directory) {
+bool is_complete_model(const fs::path& directory, bool with_weights) {
   std::error_code error;
   const auto there = [&](std::string_view file) { return fs::is_regular_file(directory / file, error); };
   if (!there("config.json") || !there("tokenizer.json")) return false;
+  if (!with_weights) return true;
   if (!there(kIndexFile)) return there(kSingleFile);
   const auto shards = shards_of(directory / kIndexFile);
   return shards.ok() && std::ranges::all_of(*shards, there);
@@ -192,7 +193,8 @@ Result<FoundModel> find_model(const std::string& directory_or_name, const HubOpt
   const HubCache cache(options.cache_root);
   if (const auto commit = cache.commit_of(directory_or_name, options.revision)) {
     const fs::path snapshot = cache.snapshot(directory_or_name, *commit);
-    if (is_complete_model(snapshot)) return FoundModel{.directory = snapshot.string(), .commit = *commit};
+    if (is_complete_model(snapshot, options.with_weights))
+      return FoundModel{.directory = snapshot.string(), .commit = *commit};
   }
   if (options.offline) return not_there_and_offline(directory_or_name, cache);
   return pull_model(directory_or_name, options);
@@ -210,7 +212,7 @@ Result<FoundModel> pull_model(const std::string& name, const HubOptions& options
   const HubCache cache(options.cache_root);
   if (options.offline) {
     const auto commit = cache.commit_of(name, options.revision);
-    if (!commit || !is_complete_model(cache.snapshot(name, *commit)))
+    if (!commit || !is_complete_model(cache.snapshot(name, *commit), options.with_weights))
       return not_there_and_offline(name, cache);
     return FoundModel{.directory = cache.snapshot(name, *commit).string(), .commit = *commit};
   }
@@ -228,7 +230,7 @@ Result<FoundModel> pull_model(const std::string& name, const HubOptions& options
                     name));
   }
   std::vector<RepoFile> weights;
-  if (!listing.find(kIndexFile)) {
+  if (options.with_weights && !listing.find(kIndexFile)) {
     const RepoFile* single = listing.find(kSingleFile);
     if (!single) return not_found(fmt::format("{} has no safetensors weights", name));
     weights.push_back(*single);
@@ -236,7 +238,7 @@ Result<FoundModel> pull_model(const std::string& name, const HubOptions& options
   }
   downloader.expect(small);
   JEWEL_TRY(downloader.fetch(small));
-  if (weights.empty()) {
+  if (options.with_weights && weights.empty()) {
     JEWEL_ASSIGN(const std::vector<std::string> shards,
                  shards_of(cache.snapshot(name, listing.commit) / kIndexFile));
     for (const std::string& shard : shards) {

@@ -32,6 +32,7 @@ struct HubOptions {
   std::string token;     // empty: none
   bool offline = false;
   std::string revision = "main";
+  bool with_weights = true;  // false: the small files alone, of a model whose tokenizer is wanted
   int parallel_files = 4;
   int retries = 5;                                        // of a cut connection, for each file
   double first_retry_s = 0.5;                             // then twice as long each time
@@ -55,7 +56,7 @@ Result<FoundModel> find_model(const std::string& directory_or_name, const HubOpt
 // Asks the hub for the revision's commit and brings what is missing of it.
 Result<FoundModel> pull_model(const std::string& name, const HubOptions& options);
 
-// Every file that loading needs is there.
-bool is_complete_model(const std::filesystem::path& directory);
+// Every file that loading needs is there; without weights, every file that a tokenizer needs.
+bool is_complete_model(const std::filesystem::path& directory, bool with_weights = true);
 
 }  // namespace jewel
