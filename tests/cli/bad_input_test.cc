@@ -70,8 +70,8 @@ void expect_refused(const BrokenModel& model, const std::string& says) {
 }
 
 TEST(BadModel, Directory) {
-  expect_one_line_error({"run", "/nonexistent", "Hi"}, "/nonexistent: is not a directory");
-  expect_one_line_error({"inspect", "/nonexistent"}, "/nonexistent: is not a directory");
+  expect_one_line_error({"run", "/nonexistent", "Hi"}, "/nonexistent: no such directory");
+  expect_one_line_error({"inspect", "/nonexistent"}, "/nonexistent: no such directory");
 }
 
 TEST(BadModel, TruncatedWeights) {
