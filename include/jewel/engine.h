@@ -31,6 +31,8 @@
 
 namespace jewel {
 
+inline constexpr double kIdleReleaseAuto = -1;
+
 struct EngineOptions {
   std::string device = "auto";  // auto, cpu, cuda, cuda:1
   std::string dtype = "auto";   // auto (bfloat16), bfloat16, float32 (CPU)
@@ -59,8 +61,12 @@ struct EngineOptions {
   int max_images = 16;          // of one request
   size_t max_image_bytes = size_t{20} << 20;
   size_t max_unread_bytes = size_t{8} << 20;
+  std::string meter = "auto";     // of joules: auto (the device's, where it can be read), none, nvml, rapl
   bool prepare_grammars = false;  // at load, in the background, instead of at the first request with one
   int n_workers = 2;              // threads that prepare requests
+  // Seconds without requests after which the device is given back, to be had again by the next request, which
+  // waits for it. 0: never; kIdleReleaseAuto: 30 on a GPU, never on a CPU, where only memory would be saved.
+  double idle_release_s = 0;
   std::function<void(size_t done, size_t total)> progress;  // bytes of weights read while loading
 };
 
@@ -82,7 +88,25 @@ struct ModelInfo {
   std::optional<int> max_new_tokens;  // the limit for every answer
   Sampling default_sampling;          // generation_config.json's
   std::vector<int32_t> stop_token_ids;
-  std::vector<std::string> notes;  // what a person should know and need not act on
+  std::string energy_method = "none";  // "nvml", "rapl"
+  std::string energy_device;           // what the meter measures: "NVIDIA L4", "package-0"
+  std::string why_no_energy;           // when there is no meter
+  std::vector<std::string> notes;      // what a person should know and need not act on
+};
+
+// The meter's counters since start: image + prefill + decode + idle + unattributed = counter, but for what
+// was drawn since the counter's last ticks.
+struct EnergyStats {
+  double image_joules = 0;
+  double prefill_joules = 0;
+  double decode_joules = 0;
+  double idle_joules = 0;
+  double unattributed_joules = 0;  // while the counter could not be read
+  double counter_joules = 0;
+  double residual_joules =
+      0;              // that ended requests were charged too little or too much, for others to take over
+  double watts = 0;   // now
+  double tick_s = 0;  // of the counter; 0: not known yet
 };
 
 // Counters since start and gauges of now.
@@ -104,7 +128,15 @@ struct Stats {
   uint64_t failed = 0;
   uint64_t preemptions = 0;
   uint64_t steps = 0;
+  std::optional<EnergyStats> energy;  // where a meter is
   int steps_failed_in_a_row = 0;  // on the device, since the last that did not; their requests failed
+  bool idle_released = false;     // the device is given back now (EngineOptions::idle_release_s)
+  uint64_t idle_releases = 0;
+  double idle_released_s = 0;      // in all, up to now
+  uint64_t idle_wakes = 0;         // by requests that found it given back
+  double idle_wake_s = 0;          // of all of them together
+  uint64_t idle_wakes_failed = 0;  // their requests failed
+  int idle_wakes_failed_in_a_row = 0;
 };
 
 using UpdateCallback = std::function<void(Update&&)>;

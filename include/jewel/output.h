@@ -68,13 +68,25 @@ struct Timings {
   double decode_s = 0;   // first token to last
 };
 
+// What the answer drew, by the device's own counter (docs/energy.md).
+struct Energy {
+  double joules = 0;  // image + prefill + decode
+  double image_joules = 0;
+  double prefill_joules = 0;
+  double decode_joules = 0;
+  double reasoning_joules = 0;   // a part of decode
+  double idle_share_joules = 0;  // of the rest since the last answer; beside `joules`, not in it
+  std::string method;            // "nvml", "rapl"
+};
+
 struct Finish {
   EndReason reason = EndReason::kStop;
   std::string stop_text;       // the text of Request::stop that ended it
   int32_t stop_token_id = -1;  // the token that ended it
   Usage usage;
   Timings timings;
-  std::optional<Error> error;  // when kError or kDeadline
+  std::optional<Energy> energy;  // where a meter is; never an estimate without one
+  std::optional<Error> error;    // when kError or kDeadline
 };
 
 // The prompt as the model reads it.

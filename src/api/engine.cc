@@ -32,6 +32,7 @@ class Engine::Impl {
   const PromptBuilder& prompts() const { return *parts_.prompts; }
   const ModelInfo& info() const { return info_; }
   Stats stats() const;
+  std::optional<EnergyStats> energy_stats() const;
   bool drain(std::chrono::milliseconds limit);
   void set_load_s(double seconds) { load_s_ = seconds; }
 
@@ -46,6 +47,7 @@ class Engine::Impl {
   ModelInfo info_;
   double load_s_ = 0;
   std::unique_ptr<Preparer> preparer_;
+  std::unique_ptr<EnergyMeter> meter_;  // nullptr: none
   std::unique_ptr<EngineLoop> loop_;
   std::shared_ptr<EngineLink> link_;
 
@@ -91,8 +93,11 @@ Result<std::unique_ptr<Engine::Impl>> Engine::Impl::make(EngineParts parts, cons
   scheduler.one_ahead = own.one_ahead;
   scheduler.prefix_cache = options.prefix_caching;
   scheduler.exact_prefix = options.exact_prefix;
+  if (own.energy.counter != nullptr)
+    impl->meter_ = std::make_unique<EnergyMeter>(std::move(own.energy.counter), own.meter_options);
+  scheduler.watch = impl->meter_.get();
   impl->preparer_ = std::make_unique<Preparer>(own, options, plan.max_model_len);
-  JEWEL_ASSIGN(impl->loop_, EngineLoop::start(*own.backend, own.config, scheduler));
+  JEWEL_ASSIGN(impl->loop_, EngineLoop::start(*own.backend, own.config, scheduler, own.idle_release_s));
   impl->link_ = std::make_shared<EngineLink>(impl->loop_.get());
   impl->output_ = std::make_unique<WorkerPool>(1);
   impl->workers_ = std::make_unique<WorkerPool>(std::max(options.n_workers, 1));
@@ -126,7 +131,12 @@ void Engine::Impl::describe(int max_model_len, const KvSizes& kv) {
            .n_sliding_pages = kv.n_sliding_pages,
            .max_new_tokens = parts_.generation.max_new_tokens,
            .stop_token_ids = parts_.stop_token_ids,
+           .why_no_energy = parts_.energy.why,
            .notes = parts_.notes};
+  if (meter_ != nullptr) {
+    info_.energy_method = meter_->method();
+    info_.energy_device = meter_->device();
+  }
   info_.default_sampling.temperature = sampling.temperature;
   info_.default_sampling.top_k = sampling.top_k;
   info_.default_sampling.top_p = sampling.top_p;
@@ -143,6 +153,7 @@ Engine::Impl::~Impl() {
   }
   if (workers_) workers_->stop();
   if (loop_) loop_->shutdown(Shutdown::kNow);
+  if (meter_) meter_->stop_waiting();
   if (link_) link_->cut();
   if (output_) output_->stop();
 }
@@ -164,6 +175,7 @@ Result<std::shared_ptr<LiveRequest>> Engine::Impl::submit(Request request, Updat
                           .special = &parts_.prompts->special(),
                           .output = output_.get(),
                           .engine = link_,
+                          .meter = meter_.get(),
                           .max_unread_bytes = options_.max_unread_bytes,
                           .load_s = load_s_,
                           .on_update = std::move(on_update),
@@ -202,10 +214,28 @@ void Engine::Impl::on_end(const Finish& finish) {
   if (under_way_ == 0) idle_.notify_all();
 }
 
+std::optional<EnergyStats> Engine::Impl::energy_stats() const {
+  if (meter_ == nullptr) return std::nullopt;
+  const EnergyMeter::Totals totals = meter_->totals();
+  const EnergyTotals& joules = totals.joules;
+  return EnergyStats{.image_joules = joules.image_joules,
+                     .prefill_joules = joules.prefill_joules,
+                     .decode_joules = joules.decode_joules,
+                     .idle_joules = joules.idle_joules,
+                     .unattributed_joules = joules.unattributed_joules,
+                     .counter_joules = joules.counter_joules,
+                     .residual_joules = joules.residual_joules,
+                     .watts = joules.watts,
+                     .tick_s = totals.tick_s};
+}
+
 Stats Engine::Impl::stats() const {
-  const SchedulerStats engine = loop_->stats().scheduler;
+  const EngineStats loop = loop_->stats();
+  const SchedulerStats& engine = loop.scheduler;
+  const std::optional<EnergyStats> energy = energy_stats();
   const std::scoped_lock lock(mutex_);
   Stats stats = totals_;
+  stats.energy = energy;
   stats.under_way = under_way_;
   stats.running = engine.running;
   stats.waiting = engine.waiting;
@@ -221,6 +251,13 @@ Stats Engine::Impl::stats() const {
   stats.preemptions = engine.preemptions;
   stats.steps = engine.steps;
   stats.steps_failed_in_a_row = engine.steps_failed_in_a_row;
+  stats.idle_released = loop.idle.released;
+  stats.idle_releases = loop.idle.releases;
+  stats.idle_released_s = loop.idle.released_s;
+  stats.idle_wakes = loop.idle.wakes;
+  stats.idle_wake_s = loop.idle.wake_s;
+  stats.idle_wakes_failed = loop.idle.wakes_failed;
+  stats.idle_wakes_failed_in_a_row = loop.idle.wakes_failed_in_a_row;
   return stats;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "energy/energy_meter.h"
 #include "jewel/engine.h"
 #include "model/config.h"
 #include "text/prompt.h"
@@ -25,6 +26,9 @@ struct EngineParts {
   std::unique_ptr<Backend> backend;
   size_t kv_memory_bytes = 0;  // what the device can give to KV pages
   bool one_ahead = false;      // the backend computes while the engine plans
+  double idle_release_s = 0;   // > 0: the backend can be released, and is after so long without work
+  FoundCounter energy;
+  EnergyMeterOptions meter_options;
 };
 
 // Opens the checkpoint and makes the backend that options.device names.

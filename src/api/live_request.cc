@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <cmath>
 #include <utility>
 
 namespace jewel {
@@ -43,6 +44,22 @@ OutputPiece::Kind piece_kind(OutputEvent::Kind kind) {
       break;
   }
   return OutputPiece::Kind::kCallEnd;
+}
+
+// To the microjoule, so that parts and sum agree as they are printed.
+double rounded(double joules) {
+  return std::round(joules * 1e6) / 1e6;
+}
+
+Energy energy_of(const RequestJoules& joules, std::string method) {
+  Energy energy{.image_joules = rounded(joules.image),
+                .prefill_joules = rounded(joules.prefill),
+                .decode_joules = rounded(joules.decode),
+                .reasoning_joules = rounded(joules.reasoning),
+                .idle_share_joules = rounded(joules.idle_share),
+                .method = std::move(method)};
+  energy.joules = rounded(energy.image_joules + energy.prefill_joules + energy.decode_joules);
+  return energy;
 }
 
 bool is_whole(OutputPiece::Kind kind) {
@@ -187,8 +204,27 @@ void LiveRequest::work() {
       }
       arrived = std::exchange(arrived_, {});
     }
+    if (arrived.finished && !arrived.measured && !measure(arrived) && arrived.nothing()) continue;
     deliver(digest(std::move(arrived)));
   }
+}
+
+// False: the end, and it alone, waits for the meter, which lets it arrive again.
+bool LiveRequest::measure(Arrived& arrived) {
+  arrived.measured = true;
+  if (wiring_.meter == nullptr) return true;
+  const auto later = [self = shared_from_this(),
+                      finished = *arrived.finished](std::optional<RequestJoules> joules) {
+    self->arrive([&](LiveRequest& request) {
+      request.arrived_.finished = finished;
+      request.arrived_.measured = true;
+      request.arrived_.joules = joules;
+    });
+  };
+  const int rows_in_flight = arrived.finished->stats.rows_in_flight;
+  if (wiring_.meter->close(arrived.finished->sequence, rows_in_flight, arrived.joules, later)) return true;
+  arrived.finished.reset();
+  return false;
 }
 
 Update LiveRequest::digest(Arrived arrived) {
@@ -203,7 +239,7 @@ Update LiveRequest::digest(Arrived arrived) {
   }
   if (arrived.finished) {
     if (!stop_found_) end_text(update);
-    update.finish = finish_of(*arrived.finished);
+    update.finish = finish_of(*arrived.finished, arrived.joules);
   }
   if (arrived.failed) {
     update.finish.emplace();
@@ -274,8 +310,9 @@ void LiveRequest::end_text(Update& update) {
   if (!rest.empty()) add_piece(update.pieces, {.text = rest});
 }
 
-Finish LiveRequest::finish_of(const Finished& finished) {
+Finish LiveRequest::finish_of(const Finished& finished, const std::optional<RequestJoules>& joules) {
   Finish finish;
+  if (joules) finish.energy = energy_of(*joules, wiring_.meter->method());
   // The engine may have come to another end (a length, a cancel) before it heard of the stop text.
   finish.reason = end_reason(stop_found_ ? FinishReason::kStop : finished.reason, calls_ > 0);
   if (stop_found_) {

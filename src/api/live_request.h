@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "api/worker_pool.h"
+#include "energy/energy_meter.h"
 #include "engine/engine_loop.h"
 #include "jewel/engine.h"
 #include "text/output_parser.h"
@@ -63,6 +64,7 @@ class LiveRequest final : public SequenceSink, public std::enable_shared_from_th
     const SpecialIds* special = nullptr;
     WorkerPool* output = nullptr;
     std::shared_ptr<EngineLink> engine;
+    EnergyMeter* meter = nullptr;  // lives as long as the output pool works
     size_t max_unread_bytes = 0;
     double load_s = 0;                          // of the engine, for Timings
     UpdateCallback on_update;                   // empty: a reader calls next()
@@ -94,6 +96,8 @@ class LiveRequest final : public SequenceSink, public std::enable_shared_from_th
     std::vector<SampledToken> tokens;
     std::optional<PromptLogprobs> prompt_logprobs;
     std::optional<Finished> finished;
+    bool measured = false;  // the meter was asked what `finished` cost
+    std::optional<RequestJoules> joules;
     std::optional<Error> failed;
     bool nothing() const { return tokens.empty() && !prompt_logprobs && !finished && !failed; }
   };
@@ -101,12 +105,13 @@ class LiveRequest final : public SequenceSink, public std::enable_shared_from_th
   template <typename Change>
   void arrive(const Change& change);
   void work();
+  bool measure(Arrived& arrived);
   Update digest(Arrived arrived);
   void take_token(const SampledToken& token, Update& update);
   void take_events(std::vector<OutputEvent> events, Update& update);
   void add_content(std::string text, Update& update);
   void end_text(Update& update);
-  Finish finish_of(const Finished& finished);
+  Finish finish_of(const Finished& finished, const std::optional<RequestJoules>& joules);
   void deliver(Update update);
   TokenChance chance_of(const TokenLogprob& logprob) const;
   OutputToken described(TokenId id, const TokenLogprob* logprob, const std::vector<TokenLogprob>& top) const;

@@ -2,6 +2,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <initializer_list>
 #include <string_view>
 #include <utility>
@@ -58,6 +59,22 @@ Result<GenerationConfig> generation_config(const std::string& word, const Genera
   return config;
 }
 
+// Waking an H200 costs at most as much as 9 s of a context that does nothing; three times that, so that who
+// talks in turns seldom waits for it (docs/idle.md). A CPU draws no less without its backend.
+constexpr double kGpuIdleRelease_s = 30;
+
+Result<double> idle_release(double asked, bool on_cpu) {
+  if (asked == kIdleReleaseAuto) return on_cpu ? 0 : kGpuIdleRelease_s;
+  if (asked >= 0) return asked;
+  return invalid(fmt::format("idle_release_s: found {}, expected seconds, or 0 for never", asked),
+                 "idle_release_s");
+}
+
+// "cuda:1" is 1; the device has been opened, so nothing else can stand there.
+int cuda_index_of(const std::string& device) {
+  return device.starts_with("cuda:") ? std::atoi(device.c_str() + 5) : 0;
+}
+
 // What was asked of a GPU and has no meaning on a CPU, said once.
 void note_gpu_options(const EngineOptions& options, std::vector<std::string>& notes) {
   const auto note = [&](std::string_view flag, std::string_view value, std::string_view instead) {
@@ -92,6 +109,7 @@ Result<EngineParts> open_parts(const std::string& directory, const EngineOptions
         "{}: tokenizer.json has {} ids, config.json's vocab_size is {}; they belong to different models",
         tokenizer, prompts.tokenizer().vocab_size(), text.vocab_size));
   }
+  JEWEL_TRY(check_word(options.meter, "meter", {"auto", "none", "nvml", "rapl"}));
   BackendChoice choice{
       .device = options.device, .dtype = dtype, .kv_dtype = kv, .n_threads = options.n_threads};
   choice.max_slots = options.max_num_seqs;
@@ -102,7 +120,9 @@ Result<EngineParts> open_parts(const std::string& directory, const EngineOptions
   choice.prefill_activations = options.prefill_activations;
   choice.fp8_activations = checkpoint->quantization() && checkpoint->quantization()->dynamic_activations;
   choice.progress = options.progress;
-  JEWEL_ASSIGN(CreatedBackend created, create_backend(checkpoint->config(), checkpoint->weights(), choice));
+  const auto create = options.idle_release_s == 0 ? create_backend : create_releasable_backend;
+  JEWEL_ASSIGN(CreatedBackend created, create(checkpoint->config(), checkpoint->weights(), choice));
+  JEWEL_ASSIGN(const double idle_release_s, idle_release(options.idle_release_s, created.on_cpu));
   if (created.on_cpu && options.progress) checkpoint->read_ahead(options.progress);
   EngineParts parts;
   parts.directory = directory;
@@ -119,6 +139,14 @@ Result<EngineParts> open_parts(const std::string& directory, const EngineOptions
   parts.backend = std::move(created.backend);
   parts.kv_memory_bytes = created.kv_memory_bytes;
   parts.one_ahead = !created.on_cpu;
+  parts.idle_release_s = idle_release_s;
+  parts.energy = find_counter(
+      {.which = options.meter, .on_gpu = !created.on_cpu, .cuda_index = cuda_index_of(options.device)});
+  if (parts.energy.counter == nullptr && (options.meter == "nvml" || options.meter == "rapl")) {
+    return unsupported(fmt::format("meter: {} was asked for, and there is none: {}; use auto or none",
+                                   options.meter, parts.energy.why),
+                       "meter");
+  }
   return parts;
 }
 

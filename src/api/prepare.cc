@@ -419,6 +419,12 @@ Result<PreparedRequest> Preparer::prepare(const Request& request) {
                                                 .repeats = limit->repeats,
                                                 .min_tokens = limit->min_tokens};
   }
+  if (request.parse_output) {
+    sequence.thought = {.open = special.channel_open,
+                        .close = special.channel_close,
+                        .call_open = special.tool_call_open,
+                        .inside = OutputParser(prompts.tokenizer(), special, prompt.ids).in_reasoning()};
+  }
   if (request.thinking_budget && special.channel_open >= 0 && special.channel_close >= 0) {
     ThinkingBudget budget{.start = special.channel_open,
                           .end = special.channel_close,

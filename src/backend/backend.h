@@ -185,6 +185,14 @@ class Backend {
 
   // Empty function: off.
   virtual void observe_stages(StageObserver observer) = 0;
+
+  // Deep idle: release() gives up everything that restore() can make again, the device itself included. No
+  // sequence, feature or step may be alive then, what the pages held is lost, and until restore() has
+  // succeeded only info() may be called. After it the pages are allocated as before. Only a
+  // ReleasableBackend can (releasable_backend.h).
+  virtual bool can_release() const { return false; }
+  virtual void release() {}
+  virtual Result<void> restore() { return {}; }
 };
 
 }  // namespace jewel

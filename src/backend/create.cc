@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "backend/cpu/cpu_backend.h"
+#include "backend/releasable_backend.h"
 #ifdef JEWEL_HAS_CUDA
 #include "backend/cuda/cuda_backend.h"
 #endif
@@ -80,6 +81,7 @@ Result<CreatedBackend> create_cuda(const ModelConfig& config, const ModelWeights
   out.kv_memory_bytes = memory.free_bytes > kept_free ? memory.free_bytes - kept_free : 0;
   out.on_cpu = false;
   out.backend = std::move(backend);
+  out.give_back = [device = options.device] { release_cuda_device(device); };
   return out;
 }
 #endif
@@ -107,6 +109,22 @@ Result<CreatedBackend> create_backend(const ModelConfig& config, const ModelWeig
   }
   return create_cpu(config, weights, choice);
 #endif
+}
+
+Result<CreatedBackend> create_releasable_backend(const ModelConfig& config, const ModelWeights& weights,
+                                                 const BackendChoice& choice) {
+  JEWEL_ASSIGN(CreatedBackend created, create_backend(config, weights, choice));
+  BackendChoice again = choice;
+  if (created.on_cpu) again.device = "cpu";
+  if (!created.on_cpu && choice.device == "auto") again.device = "cuda";
+  again.progress = {};
+  auto make_again = [&config, &weights, again]() -> Result<std::unique_ptr<Backend>> {
+    JEWEL_ASSIGN(CreatedBackend made, create_backend(config, weights, again));
+    return std::move(made.backend);
+  };
+  created.backend = std::make_unique<ReleasableBackend>(std::move(created.backend), std::move(make_again),
+                                                        created.give_back);
+  return created;
 }
 
 }  // namespace jewel

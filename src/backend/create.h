@@ -30,13 +30,18 @@ struct BackendChoice {
 
 struct CreatedBackend {
   std::unique_ptr<Backend> backend;
-  size_t kv_memory_bytes = 0;      // what KV pages may take
-  bool on_cpu = true;              // weights are read where they are mapped: reading ahead pays
-  std::vector<std::string> notes;  // why auto is not on the GPU
+  size_t kv_memory_bytes = 0;       // what KV pages may take
+  bool on_cpu = true;               // weights are read where they are mapped: reading ahead pays
+  std::vector<std::string> notes;   // why auto is not on the GPU
+  std::function<void()> give_back;  // the device to the machine, once no backend is left; empty on the CPU
 };
 
 // `config` and `weights` must outlive the backend. Errors name the flag: device, dtype, ple …
 Result<CreatedBackend> create_backend(const ModelConfig& config, const ModelWeights& weights,
                                       const BackendChoice& choice);
+
+// The same as a ReleasableBackend: on the same device whenever it is made again, and from the same weights.
+Result<CreatedBackend> create_releasable_backend(const ModelConfig& config, const ModelWeights& weights,
+                                                 const BackendChoice& choice);
 
 }  // namespace jewel

@@ -22,10 +22,13 @@ void MeterTrace::loop(std::chrono::milliseconds interval) {
   std::unique_lock lock(mutex_);
   while (!stop_) {
     lock.unlock();
-    const std::optional<MeterReading> reading = counter_->read();
+    std::optional<MeterReading> reading = counter_->read();
+    // The first reading may be of a counter that moved a while ago: it is known energy from its tick on. Only
+    // this thread writes readings_.
+    const bool moved = reading && (readings_.empty() || reading->joules > readings_.back().joules);
+    if (moved) counter_->read_conditions(*reading);
     lock.lock();
-    // The first reading may be of a counter that moved a while ago: it is known energy from its tick on.
-    if (reading && (readings_.empty() || reading->joules > readings_.back().joules)) {
+    if (moved) {
       readings_.push_back(*reading);
       changed_.notify_all();
     }

@@ -6,7 +6,6 @@
 
 #include <chrono>
 #include <condition_variable>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -14,35 +13,9 @@
 #include <thread>
 #include <vector>
 
+#include "energy/counter.h"
+
 namespace jewel {
-
-struct MeterReading {
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point at;
-  double joules = 0;  // since some moment; never goes back
-  std::optional<double> celsius;
-  std::optional<double> sm_mhz;
-  std::optional<double> memory_mhz;
-};
-
-// The device's counter. Any thread, one at a time.
-class EnergyCounter {
- public:
-  EnergyCounter() = default;
-  virtual ~EnergyCounter() = default;
-  EnergyCounter(const EnergyCounter&) = delete;
-  EnergyCounter& operator=(const EnergyCounter&) = delete;
-  virtual std::string method() const = 0;  // "nvml", "rapl"
-  virtual std::string device() const = 0;
-  virtual std::optional<MeterReading> read() = 0;  // nullopt: it failed this time
-};
-
-struct FoundCounter {
-  std::unique_ptr<EnergyCounter> counter;  // nullptr: none
-  std::string why;                         // there is none
-};
-// `which`: auto, none, nvml, rapl. `cuda`: what is measured runs on a GPU (auto then means that one).
-FoundCounter find_counter(const std::string& which, std::optional<bool> cuda);
 
 // Reads the counter every 50 ms on a thread of its own, until destroyed. A counter moves in ticks (NVML's by
 // about 100 ms): only readings at which it had moved count as moments of known energy, and between two of

@@ -422,6 +422,19 @@ Result<QuantizePlan> plan_quantize(const std::string& source, const QuantizeOpti
   return make_plan(*checkpoint, options);
 }
 
+std::string fp8_card_head(const QuantizeOptions& options, const QuantizePlan& plan) {
+  return fmt::format(
+      "# FP8 weights, made by Jewel {}\n\n"
+      "{} linears of the text decoder are FP8 (E4M3, symmetric, one scale per {}, amax / 448); everything "
+      "else is as in the\n"
+      "BF16 source: vision and audio towers, embedders, embeddings, head, norms{}. Format: "
+      "compressed-tensors\n"
+      "`float-quantized`, weights only (W8A16).\n\n",
+      JEWEL_VERSION, plan.n_quantized,
+      options.strategy == ScaleStrategy::kChannel ? "output channel" : "tensor",
+      options.ple_linears == PleLinears::kBf16 ? ", per-layer input linears" : "");
+}
+
 Result<QuantizeReport> quantize_checkpoint(const std::string& source, const std::string& destination,
                                            const QuantizeOptions& options, bool verify,
                                            const std::atomic<bool>& cancel, const QuantizeProgress& progress,

@@ -75,6 +75,9 @@ struct QuantizeReport {
 // be put in place.
 using ModelCard = std::function<Result<std::string>(const QuantizeReport& report, const std::string& built)>;
 
+// How such a text begins: a heading, what was quantized and how, an empty line.
+std::string fp8_card_head(const QuantizeOptions& options, const QuantizePlan& plan);
+
 // Bytes of the source done, of all; called by the calling thread a few times a second.
 using QuantizeProgress = std::function<void(std::string_view what, size_t done, size_t total)>;
 

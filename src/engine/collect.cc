@@ -11,6 +11,7 @@ void Scheduler::Impl::collect() {
   Result<StepResult> result = backend_.collect();
   now_ = clock();
   report_.collected = true;
+  if (options_.watch != nullptr) tell_watch(step, result.ok() ? &*result : nullptr);
   if (!result.ok()) {
     collect_failed(step, result.error());
     return;
@@ -33,6 +34,27 @@ void Scheduler::Impl::collect() {
     }
     collect_row(row, sampled, logprobs);
   }
+}
+
+// Before any token is handed on: who hears of an end may ask at once what it cost.
+void Scheduler::Impl::tell_watch(const Step& step, const StepResult* result) {
+  row_work_.clear();
+  size_t n_sampled = 0;
+  for (const Row& row : step.rows) {
+    Sequence& sequence = *row.sequence;
+    const ThoughtMarks& marks = sequence.request.thought;
+    RowWork& work = row_work_.emplace_back(RowWork{.sequence = sequence.request.id,
+                                                   .image_patches = row.image_patches,
+                                                   .reasoning = sequence.in_thought});
+    const bool prefill = row.begin < sequence.n_prompt();
+    (prefill ? work.prefill_tokens : work.decode_tokens) = row.end - row.begin;
+    if (!row.sample || result == nullptr) continue;
+    const TokenId id = result->sampled.at(n_sampled++).id;
+    const bool goes_on = sequence.in_thought && id != marks.close && id != marks.call_open;
+    sequence.in_thought = goes_on || id == marks.open;
+    work.reasoning = work.reasoning || sequence.in_thought;
+  }
+  options_.watch->step_done(row_work_);
 }
 
 void Scheduler::Impl::collect_failed(Step& step, const Error& error) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <limits>
@@ -11,6 +12,7 @@
 #include <variant>
 #include <vector>
 
+#include "base/log.h"
 #include "engine/prefix_keys.h"
 
 namespace jewel {
@@ -27,8 +29,14 @@ struct Cancel {
 using Mail = std::variant<Submit, Cancel>;
 using Clock = std::chrono::steady_clock;
 
+constexpr double kLongestIdle_s = 1e8;  // three years: what a clock can be asked to wait for
+
 double seconds(EngineTime time) {
   return std::chrono::duration<double>(time).count();
+}
+
+double seconds_since(Clock::time_point start) {
+  return seconds(Clock::now() - start);
 }
 
 }  // namespace
@@ -49,16 +57,24 @@ struct EngineLoop::Impl {
   std::atomic<bool> has_mail = false;
   std::atomic<SequenceId> next_id = 1;
 
+  Clock::duration idle_release{};  // 0: never
+  std::string device;              // for the log
+
   mutable std::mutex stats_mutex;
   EngineStats published;
+  Clock::time_point released_at;  // while published.idle.released
 
   std::mutex join_mutex;
   std::thread thread;
 
   void run();
   void open_mail(std::vector<Mail>& mail);
-  void sleep_until_mail();
+  bool sleep_until_mail(std::optional<Clock::time_point> limit);
   void publish(const EngineStats& stats);
+  void rest(EngineStats& stats, Clock::time_point idle_since);
+  void release_device(EngineStats& stats);
+  bool wake_up(EngineStats& stats);
+  Result<void> restore_device(EngineStats& stats);
 };
 
 // The lock is taken only when something has been put in.
@@ -70,9 +86,79 @@ void EngineLoop::Impl::open_mail(std::vector<Mail>& mail) {
   has_mail.store(false, std::memory_order_relaxed);
 }
 
-void EngineLoop::Impl::sleep_until_mail() {
+// False: the limit came first.
+bool EngineLoop::Impl::sleep_until_mail(std::optional<Clock::time_point> limit) {
   std::unique_lock lock(mutex);
-  wake.wait(lock, [&] { return !mailbox.empty() || stop.has_value(); });
+  const auto called = [&] { return !mailbox.empty() || stop.has_value(); };
+  if (limit) return wake.wait_until(lock, *limit, called);
+  wake.wait(lock, called);
+  return true;
+}
+
+// Nothing to compute: sleeps until there is mail, and gives the device back on the way when that takes long.
+void EngineLoop::Impl::rest(EngineStats& stats, Clock::time_point idle_since) {
+  if (idle_release.count() == 0 || scheduler->device_released()) {
+    sleep_until_mail(std::nullopt);
+  } else if (!sleep_until_mail(idle_since + idle_release)) {
+    release_device(stats);
+  }
+}
+
+void EngineLoop::Impl::release_device(EngineStats& stats) {
+  const Clock::time_point start = Clock::now();
+  const ReleaseReport report = scheduler->release_device();
+  ++stats.idle.releases;
+  stats.idle.released = true;
+  stats.scheduler = scheduler->stats();
+  {
+    const std::lock_guard lock(stats_mutex);
+    released_at = Clock::now();
+  }
+  publish(stats);
+  const std::string dropped = report.checkpoints_dropped > 0
+                                  ? fmt::format(", {} prefixes were dropped", report.checkpoints_dropped)
+                                  : "";
+  log().info(
+      "deep idle: {} given back after {:.3g} s without requests, in {:.2f} s; {} cached pages ({:.1f} MiB) "
+      "are in host memory{}",
+      device, seconds(idle_release), seconds_since(start), report.pages_kept,
+      static_cast<double>(report.bytes_kept) / (1 << 20), dropped);
+}
+
+// False: the device is away and cannot be had; whoever is here has been told so.
+bool EngineLoop::Impl::wake_up(EngineStats& stats) {
+  if (!scheduler->device_released()) return true;
+  stats.scheduler = scheduler->stats();
+  publish(stats);  // they are seen to wait
+  const auto restored = restore_device(stats);
+  if (restored.ok()) return true;
+  scheduler->fail_all(unavailable(
+      fmt::format("the device was given back while nothing was asked for, and cannot be had again: {}; the "
+                  "next request tries again",
+                  restored.error().message)));
+  return false;
+}
+
+Result<void> EngineLoop::Impl::restore_device(EngineStats& stats) {
+  const Clock::time_point start = Clock::now();
+  auto restored = scheduler->restore_device();
+  if (!restored.ok()) {
+    ++stats.idle.wakes_failed;
+    ++stats.idle.wakes_failed_in_a_row;
+    log().warn("deep idle: {} cannot be had again: {}", device, restored.error().message);
+    publish(stats);
+    return restored;
+  }
+  const double wake_s = seconds_since(start);
+  const double away_s = seconds_since(released_at);  // this thread alone writes it
+  stats.idle.released = false;
+  stats.idle.released_s += away_s;
+  ++stats.idle.wakes;
+  stats.idle.wake_s += wake_s;
+  stats.idle.wakes_failed_in_a_row = 0;
+  publish(stats);
+  log().info("deep idle: {} is back after {:.1f} s, in {:.2f} s", device, away_s, wake_s);
+  return {};
 }
 
 void EngineLoop::Impl::publish(const EngineStats& stats) {
@@ -89,7 +175,9 @@ void EngineLoop::Impl::publish(const EngineStats& stats) {
 void EngineLoop::Impl::run() {
   std::vector<Mail> mail;
   EngineStats stats;
+  StepWatch* const watch = scheduler->options().watch;
   std::optional<Clock::time_point> last_step;  // while busy
+  Clock::time_point idle_since = Clock::now();
   while (true) {
     open_mail(mail);
     for (Mail& letter : mail) {
@@ -117,13 +205,16 @@ void EngineLoop::Impl::run() {
     if (!scheduler->has_work()) {
       stats.scheduler = scheduler->stats();
       publish(stats);
+      if (watch != nullptr && last_step) watch->work_ends();
       last_step.reset();
       if (ending) break;
-      sleep_until_mail();
+      rest(stats, idle_since);
       continue;
     }
+    if (!wake_up(stats)) continue;
+    if (watch != nullptr && !last_step) watch->work_begins();
     scheduler->step();
-    const Clock::time_point now = Clock::now();
+    const Clock::time_point now = idle_since = Clock::now();
     if (last_step) {
       stats.step_s_last = seconds(now - *last_step);
       stats.busy_s += stats.step_s_last;
@@ -143,12 +234,18 @@ EngineLoop::~EngineLoop() {
 }
 
 Result<std::unique_ptr<EngineLoop>> EngineLoop::start(Backend& backend, const ModelConfig& config,
-                                                      SchedulerOptions options) {
+                                                      SchedulerOptions options, double idle_release_s) {
+  JEWEL_CHECK(idle_release_s >= 0 && (idle_release_s == 0 || backend.can_release()),
+              "{} s to the release of a backend that {}", idle_release_s,
+              backend.can_release() ? "can" : "cannot");
   // Brings OpenSSL up on this thread, before there are others. What it takes down at exit, it then takes down
   // after whoever owns this loop, be that a static object: threads that end later than OpenSSL's exit handler
   // would leave their state behind, and might hash with an algorithm that is gone.
   sha256({});
   auto impl = std::make_unique<Impl>();
+  impl->idle_release = std::chrono::duration_cast<Clock::duration>(
+      std::chrono::duration<double>(std::min(idle_release_s, kLongestIdle_s)));
+  impl->device = backend.info().name;
   impl->max_waiting = std::exchange(options.max_waiting, std::numeric_limits<int>::max());
   JEWEL_ASSIGN(impl->scheduler, Scheduler::make(backend, config, std::move(options)));
   impl->published.scheduler = impl->scheduler->stats();
@@ -194,7 +291,9 @@ void EngineLoop::cancel(SequenceId id, FinishReason reason) {
 
 EngineStats EngineLoop::stats() const {
   const std::lock_guard lock(impl_->stats_mutex);
-  return impl_->published;
+  EngineStats stats = impl_->published;
+  if (stats.idle.released) stats.idle.released_s += seconds_since(impl_->released_at);
+  return stats;
 }
 
 void EngineLoop::shutdown(Shutdown how) {

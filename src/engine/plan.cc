@@ -146,6 +146,7 @@ bool Scheduler::Impl::use_images(Sequence& sequence, Row& row, Step& step) {
       ++stats_.image_queries;
       stats_.image_hits += encoded ? 0 : 1;
       sequence.stats.images_encoded += encoded ? 1 : 0;
+      sequence.patches_encoded += encoded ? image.patches->grid_h * image.patches->grid_w : 0;
       report_.images_encoded += encoded ? 1 : 0;
       report_.image_tokens_encoded += encoded ? image.count : 0;
     }
@@ -182,9 +183,10 @@ bool Scheduler::Impl::set_mask(Sequence& sequence, StepChunk& chunk) {
 void Scheduler::Impl::submit() {
   Step& step = steps_[static_cast<size_t>(parity())];
   for (size_t i = 0; i < step.rows.size(); ++i) {
-    const Row& row = step.rows[i];
+    Row& row = step.rows[i];
     Sequence& sequence = *row.sequence;
     StepChunk& chunk = step.chunks[i];
+    row.image_patches = std::exchange(sequence.patches_encoded, 0);
     chunk.soft_tokens = std::span(step.runs).subspan(row.first_run, row.n_runs);
     chunk.full_pages = sequence.pages.full();
     chunk.sliding_pages = sequence.pages.sliding_view(parity());

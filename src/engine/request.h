@@ -71,6 +71,14 @@ struct ThinkingBudget {
   bool open = false;  // the prompt ends inside a thought
 };
 
+// Ids between which the answer is a thought, so that its joules can be told apart. -1: there is no such id.
+struct ThoughtMarks {
+  TokenId open = -1;
+  TokenId close = -1;
+  TokenId call_open = -1;  // a call ends a thought, too
+  bool inside = false;     // the prompt ends in one
+};
+
 // Ends an answer that says the same thing again and again: the last `period` ids, min_period to max_period of
 // them, `repeats` times in a row and at least `min_tokens` ids in all.
 struct RepetitionGuard {
@@ -97,6 +105,7 @@ struct SequenceRequest {
                                     // images, of turns; the prompt's and the answer's end come by themselves
   std::unique_ptr<TokenMask> mask;  // null: none
   std::optional<ThinkingBudget> thinking_budget;
+  ThoughtMarks thought;
   std::optional<RepetitionGuard> repetition_guard;
   // The prefix cache's keys of the prompt's whole pages; left empty, add() computes them. prefix_keys() of
   // engine/prefix_keys.h may be called on the caller's thread to keep hashing off the engine's.
@@ -119,6 +128,7 @@ struct SequenceStats {
   int images_encoded = 0;  // images the backend encoded for this sequence (others were cached)
   int output_tokens = 0;
   int preemptions = 0;
+  int rows_in_flight = 0;  // steps under way that still compute for it
 };
 
 struct Finished {

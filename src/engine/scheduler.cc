@@ -160,6 +160,7 @@ Result<SequenceId> Scheduler::Impl::add(SequenceRequest request, std::shared_ptr
   }
   if (r.thinking_budget) sequence.thinking.emplace(*r.thinking_budget, config_.text.vocab_size);
   if (r.repetition_guard) sequence.repetition.emplace(*r.repetition_guard);
+  sequence.in_thought = r.thought.inside;
   sequence.features.resize(r.images.size());
   sequence.stats.prompt_tokens = sequence.n_prompt();
   for (const PromptImage& image : r.images) sequence.stats.image_tokens += image.count;
@@ -179,13 +180,13 @@ void Scheduler::Impl::cancel(SequenceId id, FinishReason reason) {
   finish(*it->second, reason);
 }
 
-void Scheduler::Impl::cancel_all(FinishReason reason) {
+void Scheduler::Impl::cancel_all(FinishReason reason, const std::optional<Error>& error) {
   std::vector<Sequence*> all;
   for (const auto& [id, sequence] : live_) {
     if (sequence->state != Sequence::State::kEnding) all.push_back(sequence.get());
   }
   std::ranges::sort(all, {}, &Sequence::arrival);
-  for (Sequence* sequence : all) finish(*sequence, reason);
+  for (Sequence* sequence : all) finish(*sequence, reason, -1, error);
 }
 
 void Scheduler::Impl::expire() {
@@ -226,6 +227,7 @@ void Scheduler::Impl::finish(Sequence& sequence, FinishReason reason, TokenId st
   if (!sequence.admitted) stats.queue = now_ - sequence.added_at;
   if (sequence.admitted && sequence.output.empty()) stats.prefill = now_ - sequence.admitted_at;
   stats.decode = sequence.last_token_at - sequence.first_token_at;
+  stats.rows_in_flight = sequence.n_in_flight;
   ++stats_.requests_finished[static_cast<size_t>(reason)];
   ++n_releases_;
   sequence.sink->on_finished({.sequence = sequence.request.id,
@@ -263,6 +265,7 @@ void Scheduler::Impl::give_up_resources(Sequence& sequence) {
 }
 
 StepReport Scheduler::Impl::step() {
+  JEWEL_CHECK(!saved_, "a step while the device is given back");
   report_ = {};
   now_ = clock();
   const size_t live_before = live_.size();
@@ -310,6 +313,7 @@ const SchedulerStats& Scheduler::Impl::stats() {
 void Scheduler::Impl::clear_cache() {
   cache_.clear();
   features_.clear();
+  if (saved_) saved_.emplace();
 }
 
 void Scheduler::Impl::check_books() const {
@@ -377,6 +381,9 @@ void Scheduler::cancel(SequenceId id, FinishReason reason) {
 void Scheduler::cancel_all(FinishReason reason) {
   impl_->cancel_all(reason);
 }
+void Scheduler::fail_all(const Error& error) {
+  impl_->cancel_all(FinishReason::kError, error);
+}
 StepReport Scheduler::step() {
   return impl_->step();
 }
@@ -397,6 +404,15 @@ void Scheduler::check_books() const {
 }
 void Scheduler::clear_cache() {
   impl_->clear_cache();
+}
+ReleaseReport Scheduler::release_device() {
+  return impl_->release_device();
+}
+Result<void> Scheduler::restore_device() {
+  return impl_->restore_device();
+}
+bool Scheduler::device_released() const {
+  return impl_->device_released();
 }
 
 }  // namespace jewel

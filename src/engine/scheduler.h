@@ -33,6 +33,7 @@
 
 #include "backend/backend.h"
 #include "base/result.h"
+#include "energy/step_watch.h"
 #include "engine/request.h"
 #include "model/config.h"
 
@@ -47,12 +48,15 @@ struct SchedulerOptions {
   int max_waiting = 4096;             // add() refuses beyond: kUnavailable
   bool one_ahead = true;              // false where submit() computes at once (the CPU)
   bool prefix_cache = true;
-  bool exact_prefix = false;            // hits only in pages that prefill wrote
-  int feature_cache_rows = 8192;        // soft tokens of encoded images kept for later requests
-  size_t swap_bytes = size_t{4} << 30;  // host memory for preempted pages; 0: always replay
+  bool exact_prefix = false;      // hits only in pages that prefill wrote
+  int feature_cache_rows = 8192;  // soft tokens of encoded images kept for later requests
+  // Host memory for pages: of preempted sequences (0: always replay), and of the prefix cache while the
+  // device is given back (0: the cache is dropped).
+  size_t swap_bytes = size_t{4} << 30;
   EngineTime priority_step = std::chrono::seconds(10);
   bool check_books = false;         // assert the books after every step (always in debug)
   std::function<EngineTime()> now;  // empty = steady_clock
+  StepWatch* watch = nullptr;       // told what every step had in it; outlives the scheduler
 };
 
 // What the last step() put into its backend step, for cost models, meters and figures.
@@ -90,6 +94,13 @@ struct SchedulerStats {
   uint64_t preemptions_swapped = 0;
 };
 
+// What giving the device back came to.
+struct ReleaseReport {
+  int pages_kept = 0;  // of the prefix cache, in host memory
+  size_t bytes_kept = 0;
+  int checkpoints_dropped = 0;
+};
+
 class Scheduler {
  public:
   // Allocates the backend's KV pages. `backend` and `config` must outlive the scheduler; no other code uses
@@ -110,6 +121,7 @@ class Scheduler {
   // id that is not live is ignored: it may have finished a moment ago. kStop: by a stop string.
   void cancel(SequenceId id, FinishReason reason = FinishReason::kCancelled);
   void cancel_all(FinishReason reason = FinishReason::kCancelled);
+  void fail_all(const Error& error);  // the same with kError
 
   // One turn: deadlines, admission, one backend step submitted when there is anything to compute, the oldest
   // one collected (with one_ahead: unless it is the one just submitted and more work can be planned).
@@ -129,6 +141,15 @@ class Scheduler {
 
   // Drops everything cached that no sequence holds.
   void clear_cache();
+
+  // Deep idle, with a backend that can (can_release()) and while no sequence is live. The pages of the prefix
+  // cache go to host memory, as far as options.swap_bytes allow (beyond, the least valuable are evicted), and
+  // encoded images are dropped. restore_device() brings the pages back under the same ids, so that the books
+  // know nothing of it; an Error leaves everything released, to be tried again. In between sequences may be
+  // added and cancelled, but step() is not called.
+  ReleaseReport release_device();
+  Result<void> restore_device();
+  bool device_released() const;
 
  private:
   class Impl;

@@ -1,6 +1,6 @@
-// The scheduler's inside, in four files: scheduler.cc (the line of requests, ends of sequences), admission.cc
-// (from waiting to running, preemption and back), plan.cc (the next step), collect.cc (what a step brought).
-// Rules and reasons stand in scheduler.h.
+// The scheduler's inside, in five files: scheduler.cc (the line of requests, ends of sequences), admission.cc
+// (from waiting to running, preemption and back), plan.cc (the next step), collect.cc (what a step brought),
+// deep_idle.cc (the device given back and had again). Rules and reasons stand in scheduler.h.
 #pragma once
 
 #include <array>
@@ -22,7 +22,7 @@ class Scheduler::Impl {
   Result<void> check(const SequenceRequest& request) const;
   Result<SequenceId> add(SequenceRequest request, std::shared_ptr<SequenceSink> sink);
   void cancel(SequenceId id, FinishReason reason);
-  void cancel_all(FinishReason reason);
+  void cancel_all(FinishReason reason, const std::optional<Error>& error = std::nullopt);
   StepReport step();
   bool has_work() const { return !live_.empty(); }
   std::optional<EngineTime> next_deadline() const { return next_deadline_; }
@@ -30,6 +30,9 @@ class Scheduler::Impl {
   const SchedulerOptions& options() const { return options_; }
   void check_books() const;
   void clear_cache();
+  ReleaseReport release_device();
+  Result<void> restore_device();
+  bool device_released() const { return saved_.has_value(); }
 
  private:
   struct Row {
@@ -38,6 +41,7 @@ class Scheduler::Impl {
     int end = 0;
     bool sample = false;
     bool prompt_logprobs = false;
+    int image_patches = 0;
     size_t first_run = 0, n_runs = 0;  // in Step::runs
   };
   // A backend step's arguments, reused: there are two, since one may be in flight while the next is planned.
@@ -45,6 +49,14 @@ class Scheduler::Impl {
     std::vector<Row> rows;
     std::vector<StepChunk> chunks;
     std::vector<SoftTokenRun> runs;
+  };
+  // Cached pages of one pool in host memory, while the device is given back.
+  struct SavedPool {
+    std::vector<PageId> pages;
+    std::unique_ptr<std::byte[]> bytes;
+  };
+  struct SavedPages {
+    SavedPool full, sliding;
   };
   enum class Admission : uint8_t { kAdmitted, kWaitsForPrefix, kBlocked };
   enum class Plan : uint8_t {
@@ -87,6 +99,7 @@ class Scheduler::Impl {
 
   // collect.cc
   void collect();
+  void tell_watch(const Step& step, const StepResult* result);
   void collect_failed(Step& step, const Error& error);
   void collect_row(const Row& row, SampledToken* sampled, PromptLogprobs* logprobs);
   void take_prompt_logprobs(Sequence& sequence, const Row& row, PromptLogprobs& logprobs);
@@ -94,6 +107,11 @@ class Scheduler::Impl {
   void register_pages(Sequence& sequence, int n_pages);
   void pass_points(Sequence& sequence);
   void keep_answer(Sequence& sequence);
+
+  // deep_idle.cc
+  size_t cached_bytes() const;
+  Result<SavedPool> save_pool(LayerType type) const;
+  Result<void> load_pool(LayerType type, const SavedPool& saved);
 
   int in_flight() const { return static_cast<int>(n_submitted_steps_ - n_collected_steps_); }
   int parity() const { return static_cast<int>(n_submitted_steps_ % 2); }
@@ -117,6 +135,7 @@ class Scheduler::Impl {
   uint64_t next_id_ = 1;
   uint64_t next_arrival_ = 1;
   size_t swapped_bytes_ = 0;
+  std::optional<SavedPages> saved_;          // while the device is given back
   std::optional<EngineTime> next_deadline_;  // not later than the earliest
   EngineTime now_{};
 
@@ -127,6 +146,7 @@ class Scheduler::Impl {
   uint64_t n_releases_ = 0;
   int turns_without_progress_ = 0;
 
+  std::vector<RowWork> row_work_;  // of the step that is told to options_.watch
   StepReport report_;
   SchedulerStats stats_;
 };

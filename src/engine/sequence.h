@@ -62,6 +62,8 @@ struct Sequence {
   int n_in_flight = 0;  // steps in flight that name it
   bool lost = false;    // a step that computed for it failed: what came after is not its past
   bool use_cache = false;
+  bool in_thought = false;  // the last known token, by request.thought
+  int patches_encoded = 0;  // of images, for no submitted step yet
 
   SequencePages pages;
   std::vector<PrefixCache::Node*> path;

@@ -1,4 +1,5 @@
-// What an Engine may be told at load, and what that changes; and the wishes of a request that narrow its answer.
+// What an Engine may be told at load, and what that changes; and the wishes of a request that narrow its
+// answer.
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -55,8 +56,8 @@ class TempDir {
 };
 
 TEST(EngineOptions, TemplateAndTokenizerFromElsewhere) {
-  const auto inlined =
-      engine_with([](EngineOptions& o) { o.chat_template = "{{ bos_token }}Q: {{ messages[0].content }} A:"; });
+  const auto inlined = engine_with(
+      [](EngineOptions& o) { o.chat_template = "{{ bos_token }}Q: {{ messages[0].content }} A:"; });
   EXPECT_THAT(prompt_text(*inlined, question("two?")), HasSubstr("Q: two? A:"));
 
   const TempDir dir;
@@ -78,8 +79,9 @@ TEST(EngineOptions, SamplingDefaultsFromElsewhere) {
   EXPECT_EQ(none->info().stop_token_ids, demo_engine().info().stop_token_ids);
 
   const TempDir dir;
-  dir.write("generation_config.json",
-            R"({"do_sample":true,"temperature":0.5,"min_p":0.1,"repetition_penalty":1.2,"max_new_tokens":3})");
+  dir.write(
+      "generation_config.json",
+      R"({"do_sample":true,"temperature":0.5,"min_p":0.1,"repetition_penalty":1.2,"max_new_tokens":3})");
   const auto own = engine_with([&](EngineOptions& o) { o.generation_config = dir.path(); });
   const Sampling& sampling = own->info().default_sampling;
   EXPECT_EQ(sampling.temperature, 0.5);
@@ -242,7 +244,8 @@ TEST(Narrowing, GbnfAndStructuralTags) {
 
   request.grammar = {
       .kind = Grammar::Kind::kStructuralTag,
-      .text = R"({"format":{"type":"tag","begin":"<n>","content":{"type":"regex","pattern":"[0-9]{2}"},"end":"</n>"}})"};
+      .text =
+          R"({"format":{"type":"tag","begin":"<n>","content":{"type":"regex","pattern":"[0-9]{2}"},"end":"</n>"}})"};
   EXPECT_THAT(ask(demo_engine(), request).content, testing::MatchesRegex("<n>[0-9]{2}</n>"));
 }
 

@@ -182,6 +182,28 @@ TEST_P(CudaTest, NeighboursDoNotMatter) {
   }
 }
 
+// Weights, graphs and what kernels were allowed go with the context; all of it has to be made again.
+TEST_P(CudaTest, GivenBackAndHadAgain) {
+  const auto model = model_for(GetParam());
+  const auto tokens = random_tokens(model->config, kTokens, 9);
+  const std::vector<int> all = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+  Rows before;
+  std::vector<Life> lives;
+  {
+    OPEN_OR_SKIP(cuda, *model);
+    before = cuda.all_logprobs(tokens, 256);
+    release_cuda_device(0);  // in use: nothing happens
+    EXPECT_EQ(cuda.all_logprobs(tokens, 256), before);
+    lives = decode_together(cuda, *model, all, 20);
+  }
+  for (int round = 0; round < 2; ++round) {
+    release_cuda_device(0);
+    OPEN_OR_SKIP(cuda, *model);
+    EXPECT_EQ(cuda.all_logprobs(tokens, 256), before);
+    EXPECT_EQ(decode_together(cuda, *model, all, 20), lives);
+  }
+}
+
 TEST_P(CudaTest, SamplesAsTheCpu) {
   const auto model = model_for(GetParam());
   OPEN_OR_SKIP(cuda, *model);

@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "backend/releasable_backend.h"
+
 namespace jewel {
 namespace {
 
@@ -118,14 +120,36 @@ std::optional<std::string> unbalanced(const PoolCounts& counts, const char* name
                      counts.cached, all);
 }
 
+// Says so when it goes while something of the engine's is in it.
+class ClosingBackend final : public FakeBackend {
+ public:
+  using Complain = std::function<void(std::string)>;
+  ClosingBackend(FakeOptions options, FakeFaults faults, Complain complain)
+      : FakeBackend(std::move(options), std::move(faults)), complain_(std::move(complain)) {}
+  ~ClosingBackend() override {
+    if (n_live_slots() > 0 || n_live_features() > 0 || n_steps_in_flight() > 0) {
+      complain_(fmt::format("a backend goes with {} slots, {} features, {} steps", n_live_slots(),
+                            n_live_features(), n_steps_in_flight()));
+    }
+  }
+
+ private:
+  Complain complain_;
+};
+
 class Runner {
  public:
-  explicit Runner(const Schedule& schedule) : schedule_(schedule) {}
+  explicit Runner(const Schedule& schedule) : schedule_(schedule), dice_(schedule.seed + 1) {}
 
   ScheduleRun run() {
-    FakeOptions options = schedule_.backend;
-    options.on_violation = [this](const std::string& what) { fail("backend: " + what); };
-    FakeBackend backend(options, schedule_.faults);
+    ReleasableBackend backend(
+        make_fake(),
+        [this]() -> Result<std::unique_ptr<Backend>> {
+          if (schedule_.restore_fails_one_in > 0 && dice_.one_in(schedule_.restore_fails_one_in))
+            return unavailable("fake: no device");
+          return make_fake();
+        },
+        [this] { fake_ = nullptr; });
     const ModelConfig config = fake_config(schedule_.window, 4096);
     SchedulerOptions scheduler_options = schedule_.options;
     scheduler_options.now = [this] { return now_; };
@@ -137,7 +161,7 @@ class Runner {
     scheduler_ = std::move(*made);
     drive();
     run_.stats = scheduler_->stats();
-    if (!run_.failure) check_end(backend);
+    if (!run_.failure) check_end();
     // After a failure sequences are live and steps in flight; what is left is leaked, not ended.
     if (run_.failure) (void)scheduler_.release();
     return std::move(run_);
@@ -146,6 +170,47 @@ class Runner {
  private:
   void fail(std::string what) {
     if (!run_.failure) run_.failure = fmt::format("step {}: {}", run_.steps, std::move(what));
+  }
+
+  std::unique_ptr<Backend> make_fake() {
+    FakeOptions options = schedule_.backend;
+    options.on_violation = [this](const std::string& what) { fail("backend: " + what); };
+    auto fake = std::make_unique<ClosingBackend>(options, schedule_.faults,
+                                                 [this](std::string what) { fail(std::move(what)); });
+    fake_ = fake.get();
+    return fake;
+  }
+
+  void maybe_release() {
+    if (schedule_.release_one_in == 0 || scheduler_->device_released() ||
+        !dice_.one_in(schedule_.release_one_in)) {
+      return;
+    }
+    const SchedulerStats before = scheduler_->stats();
+    const ReleaseReport report = scheduler_->release_device();
+    ++run_.releases;
+    run_.pages_kept += report.pages_kept;
+    check_books();
+    const SchedulerStats& stats = scheduler_->stats();
+    const int kept = stats.full_pages.cached + stats.sliding_pages.cached;
+    if (fake_ != nullptr || !scheduler_->device_released()) fail("the backend outlives its release");
+    if (report.pages_kept != kept || report.bytes_kept > schedule_.options.swap_bytes)
+      fail(fmt::format("{} pages ({} bytes) are kept, the books say {}", report.pages_kept, report.bytes_kept,
+                       kept));
+    if (report.checkpoints_dropped == 0 && stats.full_pages.cached != before.full_pages.cached)
+      fail("pages went with a release that dropped none");
+  }
+
+  bool restore() {
+    if (!scheduler_->device_released()) return true;
+    if (scheduler_->restore_device().ok()) {
+      if (fake_ == nullptr) fail("restored without a backend");
+      check_books();
+      return true;
+    }
+    ++run_.restores_failed;
+    if (fake_ != nullptr || !scheduler_->device_released()) fail("half restored");
+    return false;
   }
 
   void drive() {
@@ -158,9 +223,12 @@ class Runner {
       for (size_t i = 0; i < watches_.size(); ++i) go_on(i, t);
       if (run_.failure) return;
       if (!scheduler_->has_work()) {
+        idle = 0;
+        maybe_release();
         if (next == schedule_.requests.size()) return;
         continue;
       }
+      if (!restore()) continue;
       const StepReport report = scheduler_->step();
       check_step();
       // A turn may only notice a deadline, and a pipeline fills and drains; three idle ones are a standstill.
@@ -208,6 +276,10 @@ class Runner {
       if (watches_[i]->deadline_passed && !watches_[i]->finished())
         fail(fmt::format("request {} goes on after its deadline", i));
     }
+    check_books();
+  }
+
+  void check_books() {
     const SchedulerStats& stats = scheduler_->stats();
     auto wrong = unbalanced(stats.full_pages, "full", schedule_.options.kv.n_full_pages);
     if (!wrong) wrong = unbalanced(stats.sliding_pages, "sliding", schedule_.options.kv.n_sliding_pages);
@@ -215,7 +287,7 @@ class Runner {
     scheduler_->check_books();
   }
 
-  void check_end(const FakeBackend& backend) {
+  void check_end() {
     for (size_t i = 0; i < watches_.size(); ++i) {
       if (watches_[i]->failure()) return fail(fmt::format("request {}: {}", i, *watches_[i]->failure()));
       if (!watches_[i]->finished()) fail(fmt::format("request {} never finished", i));
@@ -224,19 +296,22 @@ class Runner {
     if (stats.full_pages.held != 0 || stats.sliding_pages.held != 0)
       fail(fmt::format("{} full and {} sliding pages are held by nobody", stats.full_pages.held,
                        stats.sliding_pages.held));
-    if (stats.running != 0 || stats.waiting != 0 || backend.n_live_slots() != 0)
-      fail(fmt::format("{} running, {} waiting, {} slots in use", stats.running, stats.waiting,
-                       backend.n_live_slots()));
-    if (backend.n_steps_in_flight() != 0) fail("a step was never collected");
+    const int slots = fake_ == nullptr ? 0 : fake_->n_live_slots();
+    if (stats.running != 0 || stats.waiting != 0 || slots != 0)
+      fail(fmt::format("{} running, {} waiting, {} slots in use", stats.running, stats.waiting, slots));
+    if (fake_ != nullptr && fake_->n_steps_in_flight() != 0) fail("a step was never collected");
     scheduler_->clear_cache();
     scheduler_->check_books();
     const SchedulerStats& cleared = scheduler_->stats();
-    if (cleared.full_pages.cached != 0 || cleared.sliding_pages.cached != 0 || backend.n_live_features() != 0)
+    const int features = fake_ == nullptr ? 0 : fake_->n_live_features();
+    if (cleared.full_pages.cached != 0 || cleared.sliding_pages.cached != 0 || features != 0)
       fail(fmt::format("after clear_cache(): {} full and {} sliding pages cached, {} features held",
-                       cleared.full_pages.cached, cleared.sliding_pages.cached, backend.n_live_features()));
+                       cleared.full_pages.cached, cleared.sliding_pages.cached, features));
   }
 
   const Schedule& schedule_;
+  Dice dice_;                          // of releases
+  const FakeBackend* fake_ = nullptr;  // null: released
   std::unique_ptr<Scheduler> scheduler_;
   std::vector<std::shared_ptr<Watch>> watches_;
   EngineTime now_{};

@@ -64,6 +64,8 @@ struct Schedule {
   FakeFaults faults;
   SchedulerOptions options;
   std::vector<PlannedRequest> requests;
+  int release_one_in = 0;        // moments without work, of which one gives the device back; 0: never
+  int restore_fails_one_in = 0;  // attempts; 0: never
 };
 
 struct ExpectedAnswer {

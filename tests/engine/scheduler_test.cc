@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <numeric>
 
 #include "backend/fake/fake_backend.h"
@@ -527,6 +528,80 @@ TEST_F(SchedulerTest, TimesAreTheClocks) {
   EXPECT_GE(stats.prefill, std::chrono::milliseconds(1));
   EXPECT_EQ(stats.decode, std::chrono::milliseconds(2));
   EXPECT_EQ(stats.output_tokens, 3);
+}
+
+struct Watch : StepWatch {
+  void work_begins() override {}
+  void work_ends() override {}
+  void step_done(std::span<const RowWork> rows) override {
+    ++steps;
+    for (const RowWork& row : rows) {
+      RowWork& sum = by_sequence[row.sequence];
+      sum.prefill_tokens += row.prefill_tokens;
+      sum.decode_tokens += row.decode_tokens;
+      sum.image_patches += row.image_patches;
+      thought[row.sequence] += row.reasoning ? row.decode_tokens : 0;
+    }
+  }
+  int64_t steps = 0;
+  std::map<SequenceId, RowWork> by_sequence;
+  std::map<SequenceId, int> thought;
+};
+
+TEST_F(SchedulerTest, AWatchIsToldWhatEveryStepHadForWhom) {
+  Watch watch;
+  options.watch = &watch;
+  script({10, 11, 1, 12});
+  start({.steps = {4}});
+  const auto first = add(with_image(1));
+  const SequenceId picture = last_id;
+  const auto second = add(with_image(1, 90));  // the same picture: encoded once
+  const SequenceId again = last_id;
+  for (int i = 0; i < 3; ++i) scheduler->step();
+  add(request(150, 20, 3));  // some of it fails
+  finish_all();
+  EXPECT_EQ(watch.steps, backend->counters().steps) << "failed ones, too";
+  int64_t prefill = 0, decode = 0;
+  for (const auto& [id, work] : watch.by_sequence) {
+    prefill += work.prefill_tokens;
+    decode += work.decode_tokens;
+  }
+  EXPECT_EQ(prefill, backend->counters().prefill_tokens);
+  EXPECT_EQ(decode, backend->counters().decode_tokens);
+  EXPECT_EQ(watch.by_sequence[picture].image_patches + watch.by_sequence[again].image_patches, 144);
+}
+
+TEST_F(SchedulerTest, AWatchIsToldOfThoughts) {
+  Watch watch;
+  options.watch = &watch;
+  script({50, 10, 11, 51, 12, 13, 14, 15});
+  start();
+  auto r = request(20, 8);
+  r.thought = {.open = 50, .close = 51, .call_open = 52};
+  add(std::move(r));
+  const SequenceId thinks = last_id;
+  finish_all();
+  // Of eight tokens the first comes with the prompt; 10, 11 and the end are the thought's rows.
+  EXPECT_EQ(watch.by_sequence[thinks].decode_tokens, 7);
+  EXPECT_EQ(watch.thought[thinks], 3);
+  auto open = request(20, 4, 5);
+  open.thought = {.open = 50, .close = 51, .call_open = 11, .inside = true};
+  add(std::move(open));
+  finish_all();
+  EXPECT_EQ(watch.thought[last_id], 2) << "until a call opens";
+}
+
+TEST_F(SchedulerTest, AnEndSaysHowManyRowsAreOnTheirWay) {
+  script({10, 11, 1, 12, 13});
+  start();
+  auto r = request(20, 10);
+  r.stop_token_ids = {1};
+  const auto stopped = add(std::move(r));
+  finish_all();
+  EXPECT_EQ(stopped->finished->stats.rows_in_flight, 1);
+  const auto full = add(request(20, 2, 9));
+  finish_all();
+  EXPECT_EQ(full->finished->stats.rows_in_flight, 0);
 }
 
 }  // namespace

@@ -10,12 +10,14 @@
 #   memcheck    compute-sanitizer: addresses
 #   racecheck   compute-sanitizer: shared memory
 #   answer      the program itself: a picture and a question
+#   idle        watts of a server that waits and joules of a request a minute, with the device kept and given back
+#               (bench/idle_release.py, 5 minutes, wants python3 and the card to itself; figures in build/gpu/idle.json)
 #
 # A step that is skipped because no device was found counts as a failure.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 programs=build/gpu
-only=backend,goldens,demo,memcheck,racecheck,answer
+only=backend,goldens,demo,memcheck,racecheck,answer,idle
 limit=600
 json=build/gpu/result.json
 while (( $# )); do
@@ -49,7 +51,7 @@ run_step() {  # name, command…
   result=ok
   if (( status == 124 )); then result="stopped after $limit s"; elif (( status )); then result="failed ($status)"; fi
   # What a test printed of its figures; all of it where it failed.
-  grep -hE '^(distance|[a-z0-9]+ [a-z]+: logits|[a-z0-9]+: [0-9]+ stages|KV |[0-9]+ of |=+ ERROR SUMMARY|=+ RACECHECK)' "$logs/$name"
+  grep -hE '^(distance|figure |missed: |[a-z0-9]+ [a-z]+: logits|[a-z0-9]+: [0-9]+ stages|KV |[0-9]+ of |=+ ERROR SUMMARY|=+ RACECHECK)' "$logs/$name"
   if (( status )); then failed=1; grep -hE 'Failure|FAILED|^CUDA:|error|ERROR|Expected|actual|Which|=====' "$logs/$name" | tail -n 60; fi
   rows+=("$(printf '%-10s %-24s %7s s' "$name" "$result" "$seconds")")
   figures+=("{\"name\": \"$name\", \"value\": $seconds, \"unit\": \"s\", \"passed\": $([ "$result" = ok ] && echo true || echo false)}")
@@ -76,6 +78,8 @@ answers() {
 export programs
 export -f answers
 run_step answer bash -c answers
+mkdir -p build/gpu
+run_step idle python3 bench/idle_release.py --jewel "$programs/jewel" --device cuda --requests 2 --json build/gpu/idle.json
 
 printf '\n%s\n' "${device:-no NVIDIA device}"
 printf '%s\n' "${rows[@]}"

@@ -75,8 +75,9 @@ struct InFlight {
 
 class Cuda final : public CudaBackend {
  public:
-  Cuda(const ModelConfig& config, const CudaOptions& options, const DeviceInfo& device)
-      : config_(config), options_(options), device_(device) {}
+  Cuda(const ModelConfig& config, const CudaOptions& options, const DeviceInfo& device, DeviceUse use)
+      : use_(std::move(use)), config_(config), options_(options), device_(device) {}
+  ~Cuda() override { enter(); }  // what goes next belongs to the device that is current
 
   Result<void> open(const ModelWeights& weights) {
     JEWEL_ASSIGN(stream_, Stream::make());
@@ -592,6 +593,7 @@ class Cuda final : public CudaBackend {
     return {};
   }
 
+  const DeviceUse use_;  // first, so that it goes last
   const ModelConfig& config_;
   const CudaOptions options_;
   const DeviceInfo device_;
@@ -644,14 +646,19 @@ Result<void> check_options(const ModelConfig& config, const CudaOptions& options
 
 Result<std::unique_ptr<CudaBackend>> make_cuda_backend(const ModelConfig& config, const ModelWeights& weights,
                                                        const CudaOptions& options) {
+  cuda::DeviceUse use(options.device);
   JEWEL_ASSIGN(const cuda::DeviceInfo device, cuda::open_device(options.device));
   CudaOptions chosen = options;
   chosen.portable = options.portable || !device.sm90();
   if (options.prefill_fp8_if_possible) chosen.prefill_fp8 = options.prefill_fp8 && device.has_fp8();
   JEWEL_TRY(cuda::check_options(config, chosen, device));
-  auto backend = std::make_unique<cuda::Cuda>(config, chosen, device);
+  auto backend = std::make_unique<cuda::Cuda>(config, chosen, device, std::move(use));
   JEWEL_TRY(backend->open(weights));
   return std::unique_ptr<CudaBackend>(std::move(backend));
+}
+
+void release_cuda_device(int device) {
+  cuda::reset_device(device);
 }
 
 }  // namespace jewel

@@ -48,4 +48,8 @@ class CudaBackend : public Backend {
 Result<std::unique_ptr<CudaBackend>> make_cuda_backend(const ModelConfig& config, const ModelWeights& weights,
                                                        const CudaOptions& options);
 
+// Resets the device's primary context, with everything this process ever made in it, so that the card can go
+// down to what it draws alone. Does nothing while a CudaBackend on that device lives; one may be made after.
+void release_cuda_device(int device);
+
 }  // namespace jewel

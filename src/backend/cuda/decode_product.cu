@@ -120,8 +120,8 @@ bool launch_any_shape(ProductArgs& a, bool overlap, cudaStream_t stream, cudaErr
   const size_t bytes = any_shape_shared_bytes<kFormat>(a);
   if (a.rows > 8 || bytes > static_cast<size_t>(product_device().shared_per_block)) return false;
   const auto kernel = any_shape_kernel<kFormat>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                          product_device().shared_per_block);
+  const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   product_device().shared_per_block);
   a.block_rows = blocks_per_split(a.row_tiles, a.splits, 3);
   const LaunchShape shape{
       .grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)), .shared = bytes, .overlap = overlap};

@@ -195,8 +195,8 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
 template <TileFormat kFormat, int kRun>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
   const auto kernel = few_rows_kernel<kFormat, kRun>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                          product_device().shared_per_block);
+  const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   product_device().shared_per_block);
   if (allowed != cudaSuccess) return allowed;
   a.bulk_x = a.bulk_x && a.x_order == XOrder::kSlots;
   // Two blocks an SM; row tiles are dealt out so that the blocks of an SM (i and i + SMs) make up for each

@@ -163,7 +163,7 @@ template <TileFormat kFormat, int kRun, int kColumnTiles>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
   using K = ManyRows<kFormat, kRun, kColumnTiles>;
   const auto kernel = many_rows_kernel<kFormat, kRun, kColumnTiles>;
-  static const cudaError_t allowed =
+  const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
   const int chunks = (a.rows + 8 * kColumnTiles - 1) / (8 * kColumnTiles);

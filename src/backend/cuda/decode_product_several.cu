@@ -149,8 +149,8 @@ template <TileFormat kFormat, int kColumnTiles, int kRowTiles, int kSteps>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
   using K = SeveralRows<kFormat, kColumnTiles, kRowTiles, kSteps>;
   const auto kernel = several_rows_kernel<kFormat, kColumnTiles, kRowTiles, kSteps>;
-  static const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                          product_device().shared_per_block);
+  const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   product_device().shared_per_block);
   if (allowed != cudaSuccess) return allowed;
   a.block_rows = blocks_per_split((a.row_tiles + kRowTiles - 1) / kRowTiles, a.splits, 2);
   const dim3 grid(static_cast<unsigned>(a.block_rows * a.splits),

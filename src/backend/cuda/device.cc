@@ -2,7 +2,20 @@
 
 #include <fmt/format.h>
 
+#include <map>
+#include <mutex>
+
 namespace jewel::cuda {
+namespace {
+
+// Users of each device; a reset is not to come between the count and what it counts.
+std::mutex users_mutex;
+std::map<int, int>& users() {
+  static std::map<int, int> count;
+  return count;
+}
+
+}  // namespace
 
 Error cuda_error(cudaError_t code, std::string_view doing) {
   cudaGetLastError();  // clears a launch's error, so that the next call is not blamed for it
@@ -47,6 +60,24 @@ Result<DeviceInfo> open_device(int index) {
   }
   JEWEL_CUDA_TRY(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "reading the device's memory");
   return info;
+}
+
+DeviceUse::DeviceUse(int index) : index_(index) {
+  const std::scoped_lock lock(users_mutex);
+  ++users()[index];
+}
+
+DeviceUse::~DeviceUse() {
+  if (index_ < 0) return;
+  const std::scoped_lock lock(users_mutex);
+  --users()[index_];
+}
+
+void reset_device(int index) {
+  const std::scoped_lock lock(users_mutex);
+  if (users()[index] > 0) return;
+  if (cudaSetDevice(index) == cudaSuccess) cudaDeviceReset();
+  cudaGetLastError();  // of a device that is gone, nothing is left to be told
 }
 
 Result<DeviceBuffer> DeviceBuffer::make(size_t bytes, std::string_view what) {

@@ -42,6 +42,23 @@ struct DeviceInfo {
 // this program, no such device, a device that no kernel here was compiled for.
 Result<DeviceInfo> open_device(int index);
 
+// Keeps reset_device() away while something of ours is on the device. Taken before the device is opened,
+// dropped after the last thing there is gone.
+class DeviceUse {
+ public:
+  explicit DeviceUse(int index);
+  DeviceUse(DeviceUse&& other) noexcept : index_(std::exchange(other.index_, -1)) {}
+  DeviceUse& operator=(DeviceUse&&) = delete;
+  ~DeviceUse();
+
+ private:
+  int index_;
+};
+
+// Resets the primary context of a device that nobody uses; otherwise does nothing. Attributes of kernels go
+// with it, which is why launchers set them each time.
+void reset_device(int index);
+
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;

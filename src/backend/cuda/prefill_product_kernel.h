@@ -367,7 +367,7 @@ template <ProductKind kKind, int kTokens, bool kPromote = false>
 cudaError_t launch_sm90(const PrefillProduct& product, cudaStream_t stream) {
   using Tile = ProductTile<kKind, kTokens, kPromote>;
   const auto kernel = prefill_product_kernel<kKind, kTokens, kPromote>;
-  static const cudaError_t ready =
+  const cudaError_t ready =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
   if (ready != cudaSuccess) return ready;
   CUtensorMap token_map, weight_map;

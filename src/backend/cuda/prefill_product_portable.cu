@@ -216,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 template <ProductKind kKind>
 cudaError_t launch(const PrefillProduct& product, cudaStream_t stream) {
   using Tile = PortableTile<kKind>;
-  static const cudaError_t ready = cudaFuncSetAttribute(
+  const cudaError_t ready = cudaFuncSetAttribute(
       portable_product_kernel<kKind>, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes);
   if (ready != cudaSuccess) return ready;
   const ProductTask task = make_task(product, kTokens);

@@ -310,8 +310,8 @@ cudaError_t launch_sample_rows(const SampleRows& sample, cudaStream_t stream) {
     const cudaError_t error = launch_sample_parts(rows, stream);
     if (error != cudaSuccess) return error;
   }
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kHistogramBytes));
+  const cudaError_t raised = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                  static_cast<int>(kHistogramBytes));
   if (raised != cudaSuccess) return raised;
   sample_rows<<<static_cast<unsigned>(rows.n), kThreads, kHistogramBytes, stream>>>(rows);
   return cudaGetLastError();
