@@ -28,8 +28,11 @@ int exact_tokens_of(const boost::json::object& body) {
 
 // Requests of a run, made ready in the target.
 Result<RunPlan> make_ready(Target& target, const RequestSet& set, const Load& load, int run, int requests,
-                           uint64_t seed) {
-  RunPlan plan{.load = load, .exact_tokens = {}, .seed = seed + static_cast<uint64_t>(run)};
+                           const BenchPlan& bench) {
+  RunPlan plan{.load = load,
+               .exact_tokens = {},
+               .seed = bench.seed + static_cast<uint64_t>(run),
+               .cancel = bench.cancel};
   target.clear();
   for (int i = 0; i < requests; ++i) {
     const boost::json::object body = set.request(run, i);
@@ -65,6 +68,7 @@ class Bench {
   Result<BenchResult> run() {
     if (meter_ != nullptr) measure_idle();
     if (result_.plan.ceilings) result_.rates_before = measure_rates();
+    JEWEL_TRY(not_cancelled());
     for (RequestSet& set : result_.plan.sets) {
       if (set.made_up()) JEWEL_TRY(calibrate(set));
       for (const Load& load : result_.plan.loads) JEWEL_TRY(run_point(set, load));
@@ -77,6 +81,12 @@ class Bench {
   }
 
  private:
+  Result<void> not_cancelled() const {
+    if (result_.plan.cancel != nullptr && *result_.plan.cancel)
+      return Error{ErrorCode::kCancelled, "interrupted", {}};
+    return {};
+  }
+
   void measure_idle() {
     result_.energy_method = meter_->method();
     result_.energy_device = meter_->device();
@@ -89,7 +99,8 @@ class Bench {
   }
 
   std::vector<Rates> measure_rates() {
-    say_("what the device can read and multiply", 0, 0);
+    if (std::ranges::any_of(targets_, [](const auto& target) { return target->info().in_process; }))
+      say_("what the device can read and multiply", 0, 0);
     std::vector<Rates> rates;
     for (const auto& target : targets_) rates.push_back(target->measure_rates());
     return rates;
@@ -139,8 +150,9 @@ class Bench {
     const int requests = result_.plan.warmup >= 0 ? std::max(1, result_.plan.warmup) : 2 * closed.concurrency;
     say_(where(set.name(), load, t) + ": warm-up", 0, requests);
     JEWEL_ASSIGN(const RunPlan plan,
-                 make_ready(*targets_[t], set, closed, kWarmupRun, requests, result_.plan.seed));
+                 make_ready(*targets_[t], set, closed, kWarmupRun, requests, result_.plan));
     const RunRecord run = run_requests(*targets_[t], plan);
+    JEWEL_TRY(not_cancelled());
     for (const RequestRecord& request : run.requests) {
       if (!request.ok())
         return unavailable(fmt::format("{}, {}: {}", targets_[t]->info().name, set.name(), request.error));
@@ -163,9 +175,10 @@ class Bench {
         fmt::format("{}: run {} of {}", where(set.name(), point.load, t), run + 1, result_.plan.runs);
     say_(what, 0, point.requests);
     JEWEL_ASSIGN(const RunPlan plan,
-                 make_ready(*targets_[t], set, point.load, run, point.requests, result_.plan.seed));
+                 make_ready(*targets_[t], set, point.load, run, point.requests, result_.plan));
     const RunRecord record =
         run_requests(*targets_[t], plan, [&](int ended) { say_(what, ended, point.requests); });
+    JEWEL_TRY(not_cancelled());
     return figures_of(record, meter_.get());
   }
 
@@ -185,8 +198,9 @@ class Bench {
         if (rates.known() && work.known() && point.load.rate <= 0 && !point.runs[t].empty()) {
           const RunFigures& run = point.runs[t].front();
           const double rows = point.load.concurrency;
-          const double request_s = least_prompt_s(work, rates, run.prompt_tokens - run.cached_tokens) +
-                                   run.output_tokens * least_step_s(work, rates, rows) / rows;
+          const double request_s =
+              least_prompt_s(work, rates, run.prompt_tokens - run.cached_tokens.value_or(0)) +
+              run.output_tokens * least_step_s(work, rates, rows) / rows;
           if (request_s > 0) ceiling = run.output_tokens / request_s;
         }
         point.least_output_tok_per_s.push_back(ceiling);

@@ -6,6 +6,7 @@
 // last run; where a meter is, idle watts before the first.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -30,6 +31,7 @@ struct BenchPlan {
   uint64_t seed = 0;
   bool ceilings = true;
   double idle_seconds = 3;
+  const std::atomic<bool>* cancel = nullptr;  // raised by a signal handler: run_bench() ends as kCancelled
 };
 
 // All runs of a set under a load: runs[target][run].

@@ -65,14 +65,14 @@ std::vector<NamedFigure> make_list() {
                   .more_is_better = true});
   list.push_back({.name = "prompt tokens", .unit = "tokens", .figure = value(&RunFigures::prompt_tokens)});
   list.push_back(
-      {.name = "cached prompt tokens", .unit = "tokens", .figure = value(&RunFigures::cached_tokens)});
-  list.push_back({.name = "image tokens", .unit = "tokens", .figure = value(&RunFigures::image_tokens)});
+      {.name = "cached prompt tokens", .unit = "tokens", .figure = maybe(&RunFigures::cached_tokens)});
+  list.push_back({.name = "image tokens", .unit = "tokens", .figure = maybe(&RunFigures::image_tokens)});
   list.push_back({.name = "output tokens",
                   .unit = "tokens",
                   .figure = value(&RunFigures::output_tokens),
                   .compared = true});
   list.push_back(
-      {.name = "reasoning tokens", .unit = "tokens", .figure = value(&RunFigures::reasoning_tokens)});
+      {.name = "reasoning tokens", .unit = "tokens", .figure = maybe(&RunFigures::reasoning_tokens)});
   const auto energy = [&](const char* name, const char* unit, FigureOf figure, bool compared = false) {
     list.push_back(
         {.name = name, .unit = unit, .figure = std::move(figure), .compared = compared, .energy = true});

@@ -50,11 +50,23 @@ class Collected {
                                 .cached_tokens = usage.cached_tokens,
                                 .image_tokens = usage.image_tokens,
                                 .reasoning_tokens = usage.reasoning_tokens,
-                                .energy = {}};
+                                .energy = energy()};
     return std::move(answer_);
   }
 
  private:
+  std::optional<ServerEnergy> energy() const {
+    if (!finish_.energy) return std::nullopt;
+    const Energy& own = *finish_.energy;
+    return ServerEnergy{.method = own.method,
+                        .joules = own.joules,
+                        .image_joules = own.image_joules,
+                        .prefill_joules = own.prefill_joules,
+                        .decode_joules = own.decode_joules,
+                        .reasoning_joules = own.reasoning_joules,
+                        .idle_share_joules = own.idle_share_joules};
+  }
+
   ChatAnswer answer_;
   size_t tokens_ = 0;
   Finish finish_;
@@ -100,12 +112,12 @@ class LocalTarget final : public Target {
 
 }  // namespace
 
-Result<std::unique_ptr<Target>> make_local_target(const std::string& directory,
-                                                  const EngineOptions& options) {
+Result<std::unique_ptr<Target>> make_local_target(const std::string& directory, const EngineOptions& options,
+                                                  const std::string& name) {
   JEWEL_ASSIGN(const auto checkpoint, Checkpoint::open(directory));  // the names and sizes alone
   JEWEL_ASSIGN(auto engine, Engine::load(directory, options));
   const ModelInfo& model = engine->info();
-  TargetInfo info{.name = directory,
+  TargetInfo info{.name = name.empty() ? directory : name,
                   .served = directory,
                   .where = model.backend,
                   .in_process = true,

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "bench/bench.h"
+#include "report/html_page.h"
 #include "report/result_file.h"
 
 namespace jewel {
@@ -17,6 +18,8 @@ ResultFile result_file(const BenchResult& result);
 
 // One self-contained HTML file.
 std::string html_text(const BenchResult& result, const ResultFile& file);
+// Its plots alone, for a page that has more to say: latency, throughput, energy, roofline.
+void add_to_page(HtmlPage& page, const BenchResult& result);
 
 // B's figures over A's for the same requests, pair by pair; empty unless two targets were measured.
 struct Comparison {

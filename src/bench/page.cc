@@ -12,46 +12,18 @@ namespace {
 
 constexpr size_t kMostSamples = 4000;  // of a curve: the page stays small
 
-class Page {
+class Parts {
  public:
-  Page(const BenchResult& result, const ResultFile& file)
-      : result_(result), file_(file), page_("jewel bench", subtitle(result)) {}
+  Parts(HtmlPage& page, const BenchResult& result) : result_(result), page_(page) {}
 
-  std::string text() {
-    if (result_.failed() > 0)
-      page_.verdict(false,
-                    fmt::format("{} requests failed; the figures are of the others", result_.failed()));
-    headlines();
-    comparison();
+  void add_plots() {
     latency();
     throughput();
     energy();
     roofline();
-    page_.section("All figures");
-    page_.figures(file_);
-    page_.method(file_);
-    return page_.text();
   }
 
- private:
-  static std::string subtitle(const BenchResult& result) {
-    if (result.targets.size() < 2) return result.targets.front().name + " · " + result.targets.front().where;
-    return "A: " + result.targets[0].name + " · B: " + result.targets[1].name;
-  }
-
-  std::string name_of(const BenchPoint& point, size_t t) const {
-    const std::string letter = letter_of(result_, t);
-    return fmt::format("{}, {}{}", point.set, point.load.text(), letter.empty() ? "" : ", " + letter);
-  }
-
-  template <typename Body>
-  void each(Body&& body) const {
-    for (const BenchPoint& point : result_.points) {
-      for (size_t t = 0; t < result_.targets.size(); ++t) body(point, t);
-    }
-  }
-
-  void headlines() {
+  void add_headlines() {
     std::vector<HtmlPage::Headline> all;
     each([&](const BenchPoint& point, size_t t) {
       if (all.size() >= 8) return;
@@ -68,7 +40,7 @@ class Page {
     page_.headlines(all);
   }
 
-  void comparison() {
+  void add_comparison() {
     const std::vector<Comparison> comparisons = compare(result_);
     if (comparisons.empty()) return;
     page_.section("B over A");
@@ -79,6 +51,19 @@ class Page {
                       c.more_is_better ? "more is better" : "less is better"});
     }
     page_.table({{"figure"}, {"ratio", true}, {"pairs of runs", true}, {""}}, rows);
+  }
+
+ private:
+  std::string name_of(const BenchPoint& point, size_t t) const {
+    const std::string letter = letter_of(result_, t);
+    return fmt::format("{}, {}{}", point.set, point.load.text(), letter.empty() ? "" : ", " + letter);
+  }
+
+  template <typename Body>
+  void each(Body&& body) const {
+    for (const BenchPoint& point : result_.points) {
+      for (size_t t = 0; t < result_.targets.size(); ++t) body(point, t);
+    }
   }
 
   using Values = std::vector<double> RunFigures::*;
@@ -206,7 +191,7 @@ class Page {
       for (const BenchPoint& point : result_.points) {
         if (point.load.rate > 0 || point.runs[t].empty()) continue;
         const RunFigures& run = point.runs[t].front();
-        const double prompt = run.prompt_tokens - run.cached_tokens;
+        const double prompt = run.prompt_tokens - run.cached_tokens.value_or(0);
         const double flop = prompt * work.prefill_flop + run.output_tokens * work.decode_flop;
         const double bytes = (run.output_tokens / point.load.concurrency + 1) * work.decode_bytes;
         roof.points.push_back({.name = name_of(point, t),
@@ -227,14 +212,32 @@ class Page {
   }
 
   const BenchResult& result_;
-  const ResultFile& file_;
-  HtmlPage page_;
+  HtmlPage& page_;
 };
+
+std::string subtitle(const BenchResult& result) {
+  if (result.targets.size() < 2) return result.targets.front().name + " · " + result.targets.front().where;
+  return "A: " + result.targets[0].name + " · B: " + result.targets[1].name;
+}
 
 }  // namespace
 
+void add_to_page(HtmlPage& page, const BenchResult& result) {
+  Parts(page, result).add_plots();
+}
+
 std::string html_text(const BenchResult& result, const ResultFile& file) {
-  return Page(result, file).text();
+  HtmlPage page("jewel bench", subtitle(result));
+  if (result.failed() > 0)
+    page.verdict(false, fmt::format("{} requests failed; the figures are of the others", result.failed()));
+  Parts parts(page, result);
+  parts.add_headlines();
+  parts.add_comparison();
+  parts.add_plots();
+  page.section("All figures");
+  page.figures(file);
+  page.method(file);
+  return page.text();
 }
 
 }  // namespace jewel

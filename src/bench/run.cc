@@ -61,7 +61,11 @@ class Runner {
       for (int i = 0; i < std::min(plan_.load.concurrency, plan_.requests()); ++i) send(Clock::now());
     }
     while (ended_count_ < plan_.requests()) {
-      auto answer = ended_->pop(next_due());
+      auto answer = ended_->pop(next_look());
+      if (plan_.cancel != nullptr && *plan_.cancel) {
+        run_.cancelled = true;
+        break;
+      }
       if (answer) {
         take(answer->first, std::move(answer->second));
         if (plan_.load.rate <= 0 && sent_ < plan_.requests()) send(Clock::now());
@@ -79,6 +83,14 @@ class Runner {
     if (plan_.load.rate <= 0 || sent_ >= plan_.requests()) return std::nullopt;
     return run_.begun + std::chrono::duration_cast<Clock::duration>(
                             std::chrono::duration<double>(due_[static_cast<size_t>(sent_)]));
+  }
+
+  // When to wake up though no answer came: for the next arrival, and to see whether we are cancelled.
+  std::optional<Clock::time_point> next_look() const {
+    std::optional<Clock::time_point> due = next_due();
+    if (plan_.cancel == nullptr) return due;
+    const Clock::time_point look = Clock::now() + std::chrono::milliseconds(100);
+    return due ? std::min(*due, look) : look;
   }
 
   void send(Clock::time_point due) {

@@ -10,6 +10,7 @@
 // (fewer than 3 c requests, or nothing between) is taken whole, and says so.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <string>
 #include <vector>
@@ -30,6 +31,8 @@ struct RunPlan {
   Load load;
   std::vector<int> exact_tokens;  // of each request that is ready in the target, or 0: all are sent
   uint64_t seed = 0;              // of the arrivals
+  // Raised by a signal handler: nothing more is sent, and the run ends without what is under way.
+  const std::atomic<bool>* cancel = nullptr;
 
   int requests() const { return static_cast<int>(exact_tokens.size()); }
 };
@@ -52,6 +55,7 @@ struct RunRecord {
   Clock::time_point window_begin, window_end;
   bool steady = false;  // the window is one
   double late_s = 0;    // the most that a request was sent too late; by rate
+  bool cancelled = false;
 };
 
 // Seconds from the start at which requests arrive: exponential gaps, the same for the same seed everywhere.

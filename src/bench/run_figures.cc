@@ -36,9 +36,12 @@ class Summary {
     figures_.between_tokens_s = distribution(figures_.gaps_s);
     figures_.request_s = distribution(figures_.requests_s);
     const double n = std::max(1, figures_.in_window);
-    for (double* sum : {&figures_.prompt_tokens, &figures_.cached_tokens, &figures_.image_tokens,
-                        &figures_.output_tokens, &figures_.reasoning_tokens})
-      *sum /= n;
+    figures_.prompt_tokens /= n;
+    figures_.output_tokens /= n;
+    for (std::optional<double>* sum :
+         {&figures_.cached_tokens, &figures_.image_tokens, &figures_.reasoning_tokens}) {
+      if (*sum) **sum /= n;
+    }
     if (figures_.window_s > 0) {
       figures_.output_tokens_per_s = window_output_ / figures_.window_s;
       figures_.prompt_tokens_per_s = window_prompt_ / figures_.window_s;
@@ -86,10 +89,14 @@ class Summary {
     }
     const ServerUsage& usage = *answer.usage;
     figures_.prompt_tokens += usage.prompt_tokens;
-    figures_.cached_tokens += usage.cached_tokens.value_or(0);
-    figures_.image_tokens += usage.image_tokens.value_or(0);
-    figures_.reasoning_tokens += usage.reasoning_tokens.value_or(0);
+    add_count(figures_.cached_tokens, usage.cached_tokens);
+    add_count(figures_.image_tokens, usage.image_tokens);
+    add_count(figures_.reasoning_tokens, usage.reasoning_tokens);
     if (usage.energy) add_energy(*usage.energy);
+  }
+
+  static void add_count(std::optional<double>& sum, const std::optional<int>& count) {
+    if (count) sum = sum.value_or(0) + *count;
   }
 
   void add_energy(const ServerEnergy& energy) {

@@ -38,8 +38,8 @@ struct RunFigures {
   double requests_per_s = 0;
 
   // Means of a request.
-  double prompt_tokens = 0, cached_tokens = 0, image_tokens = 0;
-  double output_tokens = 0, reasoning_tokens = 0;
+  double prompt_tokens = 0, output_tokens = 0;
+  std::optional<double> cached_tokens, image_tokens, reasoning_tokens;  // where the server says so
   int without_usage = 0;  // the server did not count: tokens are pieces
   int wrong_length = 0;   // answers that were to have a length and have another
 

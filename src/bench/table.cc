@@ -182,6 +182,8 @@ std::string ceilings_text(const BenchResult& result) {
     const Rates rates = result.rates(t);
     if (!rates.known()) continue;
     const ModelWork& work = result.targets[t].work;
+    const std::string letter = letter_of(result, t);
+    if (!letter.empty()) out += fmt::format("Of {}:\n", letter);
     out += fmt::format("Ceiling: {:.1f} GB/s read and {:.0f} GFLOP/s, measured in the same run ({}).\n",
                        rates.bytes_per_s * 1e-9, rates.flop_per_s * 1e-9, rates.how);
     if (work.known()) {
@@ -191,7 +193,6 @@ std::string ceilings_text(const BenchResult& result) {
           "pictures and attention come on top.\n",
           work.decode_bytes * 1e-9, work.decode_flop * 1e-9, work.prefill_flop * 1e-9);
     }
-    if (t == 0 && result.targets.size() > 1 && rates.bytes_per_s == result.rates(1).bytes_per_s) break;
   }
   return out;
 }

@@ -67,7 +67,9 @@ class Target {
 // One request, to its end; forgets the requests that were ready.
 Result<ChatAnswer> ask(Target& target, const boost::json::object& body);
 
-Result<std::unique_ptr<Target>> make_local_target(const std::string& directory, const EngineOptions& options);
+// `name`: what it is called in tables; empty: its directory.
+Result<std::unique_ptr<Target>> make_local_target(const std::string& directory, const EngineOptions& options,
+                                                  const std::string& name = {});
 Result<std::unique_ptr<Target>> make_server_target(const ClientOptions& options);
 
 // "http://…", "https://…" or "unix:…": a server, not a directory.

@@ -148,9 +148,24 @@ FoundCounter counter_of(const BenchFlags& flags, const std::vector<std::unique_p
       }
     }
   }
-  std::optional<bool> cuda;
-  if (targets.front()->info().in_process) cuda = targets.front()->info().where.starts_with("cuda");
-  return find_counter(flags.meter, cuda);
+  CounterWish wish{.which = flags.meter, .on_gpu = {}, .cuda_index = 0};
+  const std::string& device = flags.engine.device;
+  if (targets.front()->info().in_process) wish.on_gpu = targets.front()->info().where.starts_with("cuda");
+  if (device.starts_with("cuda:"))
+    wish.cuda_index = std::atoi(device.c_str() + 5);  // it was opened, so it is one
+  return find_counter(wish);
+}
+
+// Before anything is measured for them.
+Result<void> check_files(const BenchFlags& flags) {
+  for (const auto& [flag, path] :
+       {std::pair("--json", &flags.json_file), {"--csv", &flags.csv_file}, {"--html", &flags.html_file}}) {
+    if (path->empty() || (*path == "-" && flag == std::string_view("--json"))) continue;
+    if (*path == "-") return invalid(fmt::format("{}: only --json can be printed, expected a file", flag));
+    if (!std::ofstream(*path, std::ios::app))
+      return unavailable(fmt::format("{}: {} cannot be written", flag, *path));
+  }
+  return {};
 }
 
 Result<void> write_file(const std::string& flag, const std::string& path, const std::string& text) {
@@ -177,10 +192,12 @@ Result<void> write_files(const BenchFlags& flags, const BenchResult& result) {
 
 int measure(BenchFlags& flags) {
   if (!flags.url.empty()) {
-    if (!flags.target.empty() && flags.against.empty())
+    if (flags.target.empty())
+      flags.target = flags.url;
+    else if (flags.against.empty())
       flags.against = flags.url;
     else
-      flags.target = flags.url;
+      return wrong_usage("MODEL, --against and --url are three; at most two are compared");
   }
   if (flags.target.empty())
     return wrong_usage("found no model; give a directory, a model's name, --url of a server, or --simulate");
@@ -189,6 +206,7 @@ int measure(BenchFlags& flags) {
   for (const std::string& set : flags.sets) {  // before a model is loaded for it
     if (const auto parsed = RequestSet::parse(set, {}); !parsed.ok()) return report(parsed.error());
   }
+  if (const auto files = check_files(flags); !files.ok()) return report(files.error());
   int most = 0;
   for (const int concurrency : flags.concurrency) most = std::max(most, concurrency);
   flags.engine.max_num_seqs = flags.max_num_seqs.empty() ? most : flags.max_num_seqs.front();
@@ -196,6 +214,7 @@ int measure(BenchFlags& flags) {
     flags.engine.max_num_batched_tokens = flags.max_num_batched_tokens.front();
   flags.engine.prefix_caching = !flags.no_prefix_caching;
   flags.engine.max_waiting = 1 << 20;
+  if (flags.meter == "none") flags.engine.meter = "none";
   const auto targets = open_targets(flags);
   if (!targets.ok()) return report(targets.error());
   auto plan = plan_of(flags, *targets);
@@ -250,7 +269,7 @@ void add_engine_options(CLI::App& app, EngineOptions& engine, BenchFlags& flags)
   app.add_flag("--no-prefix-caching", flags.no_prefix_caching, "Compute every prompt whole")->group(group);
 }
 
-void add_measuring_options(CLI::App& app, BenchFlags& flags, CLI::Option* trace) {
+void add_measuring_options(CLI::App& app, BenchFlags& flags) {
   const char* group = "What is asked";
   app.add_option("--set", flags.sets,
                  "text:IN:OUT, image:BUDGET:IN:OUT or FILE.jsonl; several by commas "
@@ -260,17 +279,14 @@ void add_measuring_options(CLI::App& app, BenchFlags& flags, CLI::Option* trace)
   CLI::Option* rate = app.add_option("--rate", flags.rates, "Requests a second, Poisson; several by commas")
                           ->delimiter(',')
                           ->check(CLI::Range(1e-6, 1e6))
-                          ->excludes(trace)
                           ->group(group);
   app.add_option("--concurrency", flags.concurrency, "Instead: requests at once (1); several by commas")
       ->delimiter(',')
       ->check(CLI::Range(1, 1'000'000))
-      ->excludes(trace)
       ->excludes(rate)
       ->group(group);
   app.add_option("--requests", flags.requests, "Of a run; when not given: as many as fill --seconds")
       ->check(CLI::Range(1, 10'000'000))
-      ->excludes(trace)
       ->group(group);
   app.add_option("--seconds", flags.plan.seconds, "About how long a run takes")
       ->capture_default_str()
@@ -286,7 +302,6 @@ void add_measuring_options(CLI::App& app, BenchFlags& flags, CLI::Option* trace)
       ->group(group);
   app.add_option("--seed", flags.simulation.traffic.seed, "Of what is made up, and of arrivals")
       ->capture_default_str()
-      ->excludes(trace)
       ->group(group);
   app.add_option("--temperature", flags.temperature, "Of requests that name none")
       ->capture_default_str()
@@ -330,8 +345,7 @@ Command add_bench_command(CLI::App& app) {
                   "Do not measure what the device can read and multiply");
   CLI::Option* simulate_flag = bench->add_flag("--simulate", flags->simulate,
                                                "Run the scheduler over a model of a step's cost instead");
-  CLI::Option* trace = bench->add_option("--trace", flags->simulation.trace, "Recorded trace (JSONL)");
-  add_measuring_options(*bench, *flags, trace);
+  add_measuring_options(*bench, *flags);
 
   const char* group = "Server";
   bench->add_option("--url", flags->url, "Address of an OpenAI server: http://host:8000/v1, unix:/path")
@@ -345,6 +359,9 @@ Command add_bench_command(CLI::App& app) {
   bench->add_flag("--insecure", flags->insecure, "Do not check the server's certificate")->group(group);
 
   add_engine_options(*bench, flags->engine, *flags);
+  CLI::Option* trace = bench->add_option("--trace", flags->simulation.trace, "Recorded trace (JSONL)");
+  for (const char* made_up : {"--rate", "--concurrency", "--requests", "--seed"})
+    trace->excludes(bench->get_option(made_up));
   add_simulate_options(*bench, simulate_flag, trace, flags->simulation);
   return [flags] { return flags->simulate ? simulate(*flags) : measure(*flags); };
 }

@@ -25,6 +25,7 @@ Command add_inspect_command(CLI::App& app);
 Command add_quantize_command(CLI::App& app);
 Command add_bench_command(CLI::App& app);
 Command add_eval_command(CLI::App& app);
+Command add_report_command(CLI::App& app);
 Command add_pull_command(CLI::App& app);
 
 // `serve` reads its own words, because its flags are vLLM's and stand in files too; the subcommand is there

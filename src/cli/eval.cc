@@ -6,6 +6,7 @@
 #include <atomic>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 
 #include "cli/commands.h"
 #include "eval/eval_run.h"
@@ -40,6 +41,15 @@ EvalProgress progress_line(bool quiet) {
   };
 }
 
+// Before an evaluation of an hour, not behind it.
+Result<void> make_folder(const std::string& folder) {
+  std::error_code trouble;
+  std::filesystem::create_directories(folder, trouble);
+  if (trouble || ::access(folder.c_str(), W_OK) != 0)
+    return unavailable(fmt::format("--out: {} cannot be written", folder), "out");
+  return {};
+}
+
 int eval(EvalFlags& flags) {
   EvalSettings& settings = flags.settings;
   if (flags.top_p > 0) settings.answers.top_p = flags.top_p;
@@ -54,6 +64,9 @@ int eval(EvalFlags& flags) {
   engine.max_model_len = flags.max_model_len;
   settings.base_options.engine = settings.candidate_options.engine = engine;
   settings.candidate_options.api_key = settings.base_options.api_key;
+  if (!flags.out.empty()) {
+    if (const auto made = make_folder(flags.out); !made.ok()) return report(made.error());
+  }
   std::signal(SIGINT, [](int) { interrupted = true; });
   std::signal(SIGTERM, [](int) { interrupted = true; });
   const auto outcome = run_eval(settings, interrupted, progress_line(flags.quiet));

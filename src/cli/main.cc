@@ -64,6 +64,7 @@ int main(int argc, char** argv) {
   const jewel::Command quantize = jewel::add_quantize_command(app);
   const jewel::Command bench = jewel::add_bench_command(app);
   const jewel::Command eval = jewel::add_eval_command(app);
+  const jewel::Command card = jewel::add_report_command(app);
   jewel::add_serve_command(app);
   const jewel::Command pull = jewel::add_pull_command(app);
   try {
@@ -76,6 +77,7 @@ int main(int argc, char** argv) {
   if (app.got_subcommand("quantize")) return quantize();
   if (app.got_subcommand("bench")) return bench();
   if (app.got_subcommand("eval")) return eval();
+  if (app.got_subcommand("report")) return card();
   if (app.got_subcommand("pull")) return pull();
   return inspect();
 }

@@ -143,19 +143,11 @@ std::string worst_table(const QuantizeReport& report) {
 // README.md of the result: what was done and what it cost, from this run's figures.
 std::string model_card(const QuantizeFlags& flags, const QuantizeReport& report,
                        const std::optional<QualityTable>& quality) {
-  const bool per_row = flags.options.strategy == ScaleStrategy::kChannel;
-  std::string card = fmt::format(
-      "# FP8 weights, made by Jewel {}\n\n"
-      "{} linears of the text decoder are FP8 (E4M3, symmetric, one scale per {}, amax / 448); everything "
-      "else is as in the\n"
-      "BF16 source: vision and audio towers, embedders, embeddings, head, norms{}. Format: "
-      "compressed-tensors\n"
-      "`float-quantized`, weights only (W8A16).\n\n"
-      "| | BF16 | FP8 |\n|---|---|---|\n| size of the weights on disk | {} | {} |\n\n",
-      JEWEL_VERSION, report.plan.n_quantized, per_row ? "output channel" : "tensor",
-      flags.options.ple_linears == PleLinears::kBf16 ? ", per-layer input linears" : "",
-      human_bytes(static_cast<double>(report.source_file_bytes)),
-      human_bytes(static_cast<double>(report.result_file_bytes)));
+  std::string card =
+      fp8_card_head(flags.options, report.plan) +
+      fmt::format("| | BF16 | FP8 |\n|---|---|---|\n| size of the weights on disk | {} | {} |\n\n",
+                  human_bytes(static_cast<double>(report.source_file_bytes)),
+                  human_bytes(static_cast<double>(report.result_file_bytes)));
   if (!flags.options.kv_scales.empty()) {
     card += fmt::format(
         "The KV cache has FP8 scales of its own in {} layers, measured on calibration conversations.\n\n",

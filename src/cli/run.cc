@@ -147,6 +147,16 @@ double rate(int tokens, double seconds) {
   return seconds > 0 ? tokens / seconds : 0;
 }
 
+json::object energy_as_json(const Energy& energy) {
+  return {{"joules", energy.joules},
+          {"image_joules", energy.image_joules},
+          {"prefill_joules", energy.prefill_joules},
+          {"decode_joules", energy.decode_joules},
+          {"reasoning_joules", energy.reasoning_joules},
+          {"idle_share_joules", energy.idle_share_joules},
+          {"method", energy.method}};
+}
+
 json::object answer_as_json(const Answer& answer, double load_s) {
   const Usage& usage = answer.finish.usage;
   const Timings& timings = answer.finish.timings;
@@ -155,7 +165,7 @@ json::object answer_as_json(const Answer& answer, double load_s) {
     calls.push_back(json::object{{"type", "function"},
                                  {"function", {{"name", call.name}, {"arguments", call.arguments}}}});
   }
-  return {
+  json::object out = {
       {"text", answer.content},
       {"reasoning", answer.reasoning.empty() ? json::value(nullptr) : json::value(answer.reasoning)},
       {"tool_calls", std::move(calls)},
@@ -177,6 +187,8 @@ json::object answer_as_json(const Answer& answer, double load_s) {
         {"prompt_tok_s", rate(usage.prompt_tokens, timings.prefill_s)},
         {"decode_tok_s", rate(usage.completion_tokens - 1, timings.decode_s)}}},
   };
+  if (const auto& energy = answer.finish.energy) out["usage"].as_object()["energy"] = energy_as_json(*energy);
+  return out;
 }
 
 void print_statistics(const Answer& answer, double load_s) {
@@ -188,6 +200,8 @@ void print_statistics(const Answer& answer, double load_s) {
   if (usage.image_tokens > 0) line += fmt::format(" ({} of images)", usage.image_tokens);
   line += fmt::format(", {:.0f} tok/s", rate(usage.prompt_tokens, timings.prefill_s));
   line += fmt::format("; first token after {:.2f} s, load {:.2f} s", timings.ttft_s, load_s);
+  if (const auto& energy = answer.finish.energy)
+    line += fmt::format("; {:.3g} J by {}", energy->joules, energy->method);
   if (answer.finish.reason == EndReason::kLength) line += "; stopped at --max-tokens";
   fmt::print(stderr, "{}\n", line);
 }
@@ -306,6 +320,9 @@ Command add_run_command(CLI::App& app) {
       ->check(CLI::PositiveNumber);
   run_app->add_option("--threads", flags->engine.n_threads, "CPU threads (default: one per usable core)")
       ->check(CLI::Range(1, 1024));
+  run_app->add_option("--meter", flags->engine.meter, "Of joules: auto, none, nvml, rapl")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"auto", "none", "nvml", "rapl"}));
   run_app->add_flag("--json", flags->json, "Print one JSON object instead of streaming");
   run_app->add_flag("--quiet", flags->quiet, "No notes and no statistics on stderr");
   return [flags] { return run(*flags); };

@@ -133,7 +133,9 @@ EngineOptions engine_options(const ServeOptions& options, const ModelFiles& file
   engine.exact_prefix = options.exact_prefix;
   engine.prefix_cache_gib = options.prefix_cache_gib;
   engine.max_waiting = options.max_num_queued_reqs;
+  engine.meter = options.meter;
   engine.max_images = options.max_images.value_or(kImagesWithoutLimit);
+  engine.idle_release_s = options.idle_release_s.value_or(kIdleReleaseAuto);
   return engine;
 }
 
@@ -201,14 +203,6 @@ HttpOptions http_options(const ServeOptions& options) {
   return http;
 }
 
-// Settings that are read and not obeyed yet are named, so that nobody relies on them.
-void warn_of_what_is_missing(const ServeOptions& options) {
-  const auto missing = [](bool asked, std::string_view flag) {
-    if (asked) log().warn("--{} is not obeyed by this version", flag);
-  };
-  missing(options.idle_release_s > 0, "idle-release");
-}
-
 // Returns when the server has stopped; the first signal lets requests finish, the second does not.
 void run_until_signalled(HttpServer& server, ApiServer& api, double drain_timeout_s) {
   while (signals_seen == 0) wait_for_something();
@@ -242,15 +236,22 @@ Result<std::chrono::milliseconds> stats_interval() {
   return std::chrono::milliseconds(static_cast<int64_t>(seconds * 1000));
 }
 
-void say_ready(const std::string& model, const std::string& address, double seconds,
-               const std::string& backend) {
+void say_ready(const std::string& model, const std::string& address, double seconds, const ModelInfo& info) {
   if (log_is_json()) {
-    log_event("serving",
-              {{"model", model}, {"address", address}, {"ready_after_s", seconds}, {"backend", backend}});
-  } else {
-    fmt::print(stderr, "jewel: serving {} at {}, ready after {:.2f} s on {}\n", model, address, seconds,
-               backend);
+    log_event("serving", {{"model", model},
+                          {"address", address},
+                          {"ready_after_s", seconds},
+                          {"backend", info.backend},
+                          {"energy_method", info.energy_method},
+                          {"energy_device", info.energy_device},
+                          {"why_no_energy", info.why_no_energy}});
+    return;
   }
+  const std::string joules = info.energy_method == "none"
+                                 ? fmt::format("not measured; {}", info.why_no_energy)
+                                 : fmt::format("{}, {}", info.energy_method, info.energy_device);
+  fmt::print(stderr, "jewel: serving {} at {}, ready after {:.2f} s on {}; joules: {}\n", model, address,
+             seconds, info.backend, joules);
 }
 
 int wrong_usage(const Error& error) {
@@ -262,7 +263,6 @@ int serve_model(const ServeOptions& options, Clock::time_point start) {
   catch_signals();
   if (!set_log_level(options.log_level)) log().warn("--log-level {}: unknown", options.log_level);
   for (const std::string& warning : options.warnings) log().warn("{}", warning);
-  warn_of_what_is_missing(options);
   auto defaults = ask_defaults(options);
   if (!defaults.ok()) return wrong_usage(defaults.error());
   auto images = image_rules(options);
@@ -302,7 +302,7 @@ int serve_model(const ServeOptions& options, Clock::time_point start) {
   if (!server.ok()) return report(server.error());
   is_serving = true;
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  say_ready(options.served_model_names.front(), (*server)->address(), seconds, (*engine)->info().backend);
+  say_ready(options.served_model_names.front(), (*server)->address(), seconds, (*engine)->info());
   // A GPU needs some milliseconds for them; the first deep check of a CPU takes them itself.
   if (!(*engine)->info().backend.starts_with("cpu")) api.take_golden_answers();
   std::optional<StatsLog> stats;

@@ -67,7 +67,7 @@ class EngineSubject : public Subject {
       }
       if (under_way.empty()) continue;
       const size_t i = under_way.front().first;
-      JEWEL_TRY(read(under_way.front().second, tasks[i], answers[i]));
+      JEWEL_TRY(read(under_way.front().second, tasks[i], cancel, answers[i]));
       under_way.pop_front();
       progress(++done);
     }
@@ -123,9 +123,11 @@ class EngineSubject : public Subject {
     return request;
   }
 
-  static Result<void> read(Stream& stream, const EvalTask& task, TaskAnswer& answer) {
+  static Result<void> read(Stream& stream, const EvalTask& task, const std::atomic<bool>& cancel,
+                           TaskAnswer& answer) {
     std::string call;
-    while (auto update = stream.next()) {
+    while (auto update = stream.next_for(std::chrono::milliseconds(200))) {
+      if (cancel) return Error{ErrorCode::kCancelled, "interrupted", {}};
       for (const OutputPiece& piece : update->pieces) {
         if (piece.kind == OutputPiece::Kind::kContent) answer.text += piece.text;
         if (piece.kind == OutputPiece::Kind::kCallStart) call = piece.text;
@@ -137,6 +139,7 @@ class EngineSubject : public Subject {
       if (!update->finish) continue;
       answer.output_tokens = update->finish->usage.completion_tokens;
       answer.finish_reason = name_of(update->finish->reason);
+      if (update->finish->energy) answer.joules = update->finish->energy->joules;
       if (update->finish->error) {
         if (!of_one_task(*update->finish->error)) return named(std::move(*update->finish->error), task);
         answer.failed = update->finish->error->message;

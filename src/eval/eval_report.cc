@@ -9,7 +9,6 @@
 #include <filesystem>
 
 #include "eval/eval_run.h"
-#include "report/html_page.h"
 
 namespace jewel {
 
@@ -90,7 +89,8 @@ std::vector<size_t> wrong_tasks(const RecoveryTable& table) {
     if (table.tasks[i].candidate < 1) wrong.push_back(i);
   }
   const auto lost = [&](size_t i) { return table.tasks[i].base - table.tasks[i].candidate; };
-  std::ranges::sort(wrong, [&](size_t a, size_t b) { return lost(a) != lost(b) ? lost(a) > lost(b) : a < b; });
+  std::ranges::sort(wrong,
+                    [&](size_t a, size_t b) { return lost(a) != lost(b) ? lost(a) > lost(b) : a < b; });
   return wrong;
 }
 
@@ -263,6 +263,14 @@ ResultFile eval_result(const EvalSettings& settings, const EvalOutcome& outcome)
   return result;
 }
 
+void add_to_page(HtmlPage& page, const EvalOutcome& outcome, double gate) {
+  if (outcome.recovery) {
+    add_quality(page, outcome, gate);
+    add_wrong_answers(page, outcome);
+  }
+  if (outcome.divergence) add_divergence(page, *outcome.divergence);
+}
+
 std::string eval_page(const EvalOutcome& outcome, const ResultFile& result) {
   HtmlPage page("Does the candidate keep what its base can?",
                 fmt::format("candidate: {} · base: {}", outcome.candidate, outcome.base));
@@ -286,11 +294,7 @@ std::string eval_page(const EvalOutcome& outcome, const ResultFile& result) {
                      fmt::format("{} tokens", outcome.divergence->tokens)});
   }
   page.headlines(heads);
-  if (outcome.recovery) {
-    add_quality(page, outcome, gate);
-    add_wrong_answers(page, outcome);
-  }
-  if (outcome.divergence) add_divergence(page, *outcome.divergence);
+  add_to_page(page, outcome, gate);
   page.method(result);
   page.section("All figures");
   page.figures(result);

@@ -17,6 +17,7 @@
 
 #include "eval/divergence.h"
 #include "eval/recovery.h"
+#include "report/html_page.h"
 #include "report/result_file.h"
 
 namespace jewel {
@@ -62,6 +63,8 @@ EngineOptions eval_engine_options();
 
 ResultFile eval_result(const EvalSettings& settings, const EvalOutcome& outcome);
 std::string eval_page(const EvalOutcome& outcome, const ResultFile& result);
+// Its parts alone, for a page that has more to say: categories, answers that miss, divergence.
+void add_to_page(HtmlPage& page, const EvalOutcome& outcome, double gate);
 // The table of categories and the verdict, for a terminal.
 std::string eval_text(const EvalOutcome& outcome, double gate);
 // One sentence: which categories did not reach the gate, or that all did.

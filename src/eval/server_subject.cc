@@ -10,9 +10,9 @@
 #include <condition_variable>
 #include <mutex>
 
+#include "client/data_url.h"
 #include "client/openai_client.h"
 #include "eval/subject.h"
-#include "image/sniff.h"
 #include "model/json_reader.h"
 
 namespace jewel {
@@ -20,41 +20,6 @@ namespace jewel {
 namespace json = boost::json;
 
 namespace {
-
-std::string encode_base64(std::string_view bytes) {
-  constexpr std::string_view kAlphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string out;
-  out.reserve((bytes.size() + 2) / 3 * 4);
-  for (size_t i = 0; i < bytes.size(); i += 3) {
-    uint32_t block = 0;
-    for (size_t k = 0; k < 3; ++k)
-      block = block << 8 | (i + k < bytes.size() ? static_cast<unsigned char>(bytes[i + k]) : 0U);
-    for (size_t k = 0; k < 4; ++k) out += i + k <= bytes.size() ? kAlphabet[block >> (18 - 6 * k) & 63] : '=';
-  }
-  return out;
-}
-
-std::string data_url(const std::string& bytes) {
-  const char* type = "image/png";
-  switch (sniff_format({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()})) {
-    case ImageFormat::kJpeg:
-      type = "image/jpeg";
-      break;
-    case ImageFormat::kWebp:
-      type = "image/webp";
-      break;
-    case ImageFormat::kGif:
-      type = "image/gif";
-      break;
-    case ImageFormat::kBmp:
-      type = "image/bmp";
-      break;
-    case ImageFormat::kPng:
-    case ImageFormat::kUnknown:
-      break;
-  }
-  return fmt::format("data:{};base64,{}", type, encode_base64(bytes));
-}
 
 // The messages with their pictures inside, as the API wants them.
 json::array wire_messages(const Conversation& input) {
@@ -65,7 +30,7 @@ json::array wire_messages(const Conversation& input) {
     if (content == nullptr || !content->is_array()) continue;
     for (json::value& part : content->get_array()) {
       if (part.at("type").get_string() != "image") continue;
-      part = json::object{{"type", "image_url"}, {"image_url", {{"url", data_url(*input.images[next++])}}}};
+      part = image_part(*input.images[next++]);
     }
   }
   return messages;

@@ -38,10 +38,10 @@ p{margin:8px 0;max-width:70ch}
 .heads dt{font-size:.82rem;color:var(--soft)}.heads dd{margin:0;font-size:1.35rem;font-weight:650;line-height:1.25;font-variant-numeric:tabular-nums}
 .heads dd+dd{font-size:.82rem;font-weight:400;color:var(--soft)}
 .heads,.heads div{margin-block:0}.heads{margin:16px 0}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr));gap:14px;margin:12px 0;align-items:start}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,440px),1fr));gap:14px;margin:12px 0;align-items:start}
 figure{margin:0;background:var(--card);border-radius:6px;padding:12px;min-width:0;max-width:640px}
 svg{display:block;width:100%;height:auto}
-svg text{font-size:12px;fill:var(--ink)}
+svg text{font-size:13px;fill:var(--ink);paint-order:stroke;stroke:var(--card);stroke-width:4px;stroke-linejoin:round}
 .mid{text-anchor:middle}.end{text-anchor:end}
 .grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}
 .gate{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:5 4}
@@ -62,10 +62,14 @@ th{color:var(--soft);font-weight:600}
 .num{text-align:right;white-space:nowrap}
 details{margin:8px 0}summary{cursor:pointer;color:var(--soft);font-size:.9rem;padding:4px 0}
 ul{padding-left:1.2em;max-width:70ch}
+@media(max-width:600px){.stack thead{display:none}.stack,.stack tbody,.stack tr,.stack td{display:block}
+.stack tr{padding:8px 0;border-bottom:1px solid var(--rule)}.stack td{border:0;padding:1px 4px;text-align:left;white-space:pre-wrap;min-width:0}
+.stack td:first-child{font-weight:600}.stack td:empty{display:none}.stack td[data-h]::before{content:attr(data-h) ": ";color:var(--soft)}}
 @media print{body{max-width:none}details{display:none}}
 )css";
 
 constexpr size_t kLongCell = 28;  // characters from which a cell may break anywhere
+constexpr size_t kWideTable = 4;  // columns from which a table is too wide for a phone
 
 std::string legend(const std::vector<std::string>& names) {
   if (names.size() < 2)
@@ -81,8 +85,11 @@ std::string legend(const std::vector<std::string>& names) {
   return out + "</ul>";
 }
 
+// On a phone a wide table's rows are told one under the other, each cell behind its column's title.
 std::string table_html(const std::vector<TableColumn>& columns, const std::vector<TableRow>& rows) {
-  std::string out = "<div class=\"scroll\" tabindex=\"0\"><table><thead><tr>";
+  const bool wide = columns.size() >= kWideTable;
+  std::string out = fmt::format("<div class=\"scroll\" tabindex=\"0\"><table{}><thead><tr>",
+                                wide ? " class=\"stack\"" : "");
   for (const TableColumn& column : columns)
     out += fmt::format("<th{}>{}</th>", column.number ? " class=\"num\"" : "", html_text(column.title));
   out += "</tr></thead><tbody>";
@@ -90,10 +97,12 @@ std::string table_html(const std::vector<TableColumn>& columns, const std::vecto
     out += "<tr>";
     for (size_t i = 0; i < row.size(); ++i) {
       const bool number = i < columns.size() && columns[i].number;
-      out += fmt::format("<td{}>{}</td>",
+      const bool titled = wide && i > 0 && i < columns.size() && !columns[i].title.empty() && !row[i].empty();
+      out += fmt::format("<td{}{}>{}</td>",
                          number                      ? " class=\"num\""
                          : row[i].size() > kLongCell ? " class=\"long\""
                                                      : "",
+                         titled ? fmt::format(" data-h=\"{}\"", html_text(columns[i].title)) : "",
                          html_text(row[i]));
     }
     out += "</tr>\n";
@@ -101,11 +110,29 @@ std::string table_html(const std::vector<TableColumn>& columns, const std::vecto
   return out + "</tbody></table></div>\n";
 }
 
-std::string value_of(const json::value& value) {
+// A setting for people: an object's entries one a line, what stands inside of one further in.
+std::string value_of(const json::value& value, const std::string& indent = "") {
   if (value.is_string()) return std::string(value.get_string());
   if (value.is_null()) return "not measured";
   if (value.is_double()) return number_text(value.get_double());
-  return json_line(value);
+  std::string out;
+  if (value.is_object()) {
+    for (const auto& [key, part] : value.get_object()) {
+      const bool nested = part.is_object() || part.is_array();
+      out +=
+          fmt::format("{}{}{}:{}{}", out.empty() ? "" : "\n", out.empty() ? "" : indent, std::string(key),
+                      nested && part.is_object() ? "\n" + indent + "  " : " ", value_of(part, indent + "  "));
+    }
+    return out;
+  }
+  if (!value.is_array()) return json_line(value);
+  for (const json::value& part : value.get_array()) {
+    if (part.is_object())
+      out += fmt::format("\n{}– {}", indent, value_of(part, indent + "  "));
+    else
+      out += (out.empty() ? "" : ", ") + value_of(part, indent + "  ");
+  }
+  return out;
 }
 
 }  // namespace

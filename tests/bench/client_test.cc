@@ -40,7 +40,8 @@ std::vector<std::string> events_of(const std::string& stream, size_t size) {
 
 TEST(Sse, EventsAreTheSameHoweverTheBytesAreCut) {
   const std::string stream =
-      "\xEF\xBB\xBF: ping\r\n\r\ndata: one\n\ndata:two\r\ndata: more\r\n\r\nid: 7\nretry: 5\nevent: usage\rdata: "
+      "\xEF\xBB\xBF: ping\r\n\r\ndata: one\n\ndata:two\r\ndata: more\r\n\r\nid: 7\nretry: 5\nevent: "
+      "usage\rdata: "
       "three\r\r: energy {}\n\ndata\n\ndata: [DONE]";
   for (size_t size = 1; size <= stream.size(); ++size) {
     EXPECT_THAT(events_of(stream, size), ElementsAre("|one", "|two\nmore", "usage|three", "|", "|[DONE]"))
@@ -61,13 +62,14 @@ TEST(ServerUrl, TakesWhatPeopleWrite) {
   EXPECT_EQ(parse_server_url("http://localhost:8000/v1")->text(), "http://localhost:8000/v1");
   EXPECT_EQ(parse_server_url("http://localhost:8000/")->text(), "http://localhost:8000/v1");
   EXPECT_EQ(parse_server_url("localhost:8000")->text(), "http://localhost:8000/v1");
-  EXPECT_EQ(parse_server_url("https://api.example.org/openai/v1/")->text(), "https://api.example.org/openai/v1");
+  EXPECT_EQ(parse_server_url("https://api.example.org/openai/v1/")->text(),
+            "https://api.example.org/openai/v1");
   EXPECT_EQ(parse_server_url("http://[::1]:8000")->authority(), "[::1]:8000");
   EXPECT_EQ(parse_server_url("https://example.org")->port, 443);
   EXPECT_EQ(parse_server_url("unix:/run/jewel.sock")->unix_path, "/run/jewel.sock");
-  for (const char* bad : {"", "http://", "ftp://host/v1", "http://host:0", "http://host:65536", "http://host:80x",
-                          "http://user:secret@host/v1", "http://[::1", "http://host/v1?x=1", "unix:",
-                          "http://host\r\nX: y/v1", "http://ho st"}) {
+  for (const char* bad : {"", "http://", "ftp://host/v1", "http://host:0", "http://host:65536",
+                          "http://host:80x", "http://user:secret@host/v1", "http://[::1",
+                          "http://host/v1?x=1", "unix:", "http://host\r\nX: y/v1", "http://ho st"}) {
     const auto url = parse_server_url(bad);
     ASSERT_FALSE(url.ok()) << bad;
     EXPECT_EQ(url.error().param, "url");
@@ -189,7 +191,8 @@ TEST(Client, SaysWhatIsWrongWithAnAnswer) {
     std::string message;
   };
   const std::vector<Case> cases = {
-      {{{{whole_response(404, R"({"error":{"message":"The model `y` does not exist.","type":"NotFoundError"}})")}}},
+      {{{{whole_response(
+           404, R"({"error":{"message":"The model `y` does not exist.","type":"NotFoundError"}})")}}},
        ErrorCode::kNotFound,
        "HTTP 404 Not Found; the server says: The model `y` does not exist."},
       {{{{whole_response(401, R"({"error":"no"})")}}}, ErrorCode::kNotFound, "--api-key"},
@@ -204,11 +207,17 @@ TEST(Client, SaysWhatIsWrongWithAnAnswer) {
       {{{{stream_head() + event(R"({"error":{"message":"out of pages"}})") + chunk("")}}},
        ErrorCode::kInternal,
        "the server reports: out of pages"},
-      {{{{stream_head() + token}, {token, 600ms}}}, ErrorCode::kUnavailable, "no byte came for 0.3 s in the middle"},
+      {{{{stream_head() + token}, {token, 600ms}}},
+       ErrorCode::kUnavailable,
+       "no byte came for 0.3 s in the middle"},
       {{{{"", 600ms}}, true}, ErrorCode::kUnavailable, "no byte came for 0.3 s"},
       {{{{"SSH-2.0-OpenSSH_9.2\r\n\r\n"}}, true}, ErrorCode::kInvalid, "is not HTTP/1.1"},
-      {{{{whole_response(200, std::string(200'000, 'x'))}}}, ErrorCode::kTooLarge, "longer than 100000 bytes"},
-      {{{{whole_response(200, "<html>Hello</html>", "text/html")}}}, ErrorCode::kInvalid, "found <html>Hello"},
+      {{{{whole_response(200, std::string(200'000, 'x'))}}},
+       ErrorCode::kTooLarge,
+       "longer than 100000 bytes"},
+      {{{{whole_response(200, "<html>Hello</html>", "text/html")}}},
+       ErrorCode::kInvalid,
+       "found <html>Hello"},
       {{{{stream_head() + "zz\r\n"}}, true}, ErrorCode::kInvalid, "is not HTTP/1.1"},
   };
   for (const Case& c : cases) {

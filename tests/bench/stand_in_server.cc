@@ -19,6 +19,7 @@ bool read_until(int fd, std::string& input, const std::string& mark) {
     const ssize_t n = ::recv(fd, buffer, sizeof buffer, 0);
     if (n <= 0) return false;
     input.append(buffer, static_cast<size_t>(n));
+    if (input.front() < 'A' || input.front() > 'Z') return false;  // no HTTP; a TLS hello, say
   }
   return true;
 }
@@ -108,9 +109,9 @@ void StandInServer::serve(int fd) {
       heard_.push_back(heard);
     }
     bool sent = true;
-    for (const Said& piece : said.pieces) {
-      std::this_thread::sleep_for(piece.before);
-      sent = sent && send_all(fd, piece.bytes);
+    for (size_t i = 0; i < said.pieces.size() && sent; ++i) {
+      std::this_thread::sleep_for(said.pieces[i].before);
+      sent = send_all(fd, said.pieces[i].bytes);
     }
     if (said.close || !sent) break;
   }
@@ -125,7 +126,8 @@ std::string whole_response(int status, const std::string& body, const std::strin
 }
 
 std::string stream_head() {
-  return "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n";
+  return "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: "
+         "chunked\r\n\r\n";
 }
 
 std::string chunk(const std::string& bytes) {
@@ -147,17 +149,25 @@ SaidAll vllm_stream(const std::vector<std::string>& pieces, int prompt_tokens, i
   const std::string head = R"({"id":"chatcmpl-1f","object":"chat.completion.chunk","created":1,"model":"m",)";
   SaidAll said;
   said.pieces.push_back({stream_head()});
-  said.pieces.push_back({event(head + R"("choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null})")});
+  said.pieces.push_back({event(
+      head +
+      R"("choices":[{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":null})")});
   for (const std::string& piece : pieces) {
     said.pieces.push_back(
-        {event(head + fmt::format(R"("choices":[{{"index":0,"delta":{{"content":"{}"}},"logprobs":null,"finish_reason":null,"token_ids":null}}]}})",
-                                  piece)),
+        {event(
+             head +
+             fmt::format(
+                 R"("choices":[{{"index":0,"delta":{{"content":"{}"}},"logprobs":null,"finish_reason":null,"token_ids":null}}]}})",
+                 piece)),
          between});
   }
-  said.pieces.push_back({event(head + R"("choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length","stop_reason":null}],"system_fingerprint":"vllm-0.30.0-1a2b3c4d"})")});
   said.pieces.push_back({event(
-      head + fmt::format(R"("choices":[],"usage":{{"prompt_tokens":{},"total_tokens":{},"completion_tokens":{}}}}})",
-                         prompt_tokens, prompt_tokens + completion_tokens, completion_tokens))});
+      head +
+      R"("choices":[{"index":0,"delta":{},"logprobs":null,"finish_reason":"length","stop_reason":null}],"system_fingerprint":"vllm-0.30.0-1a2b3c4d"})")});
+  said.pieces.push_back({event(
+      head +
+      fmt::format(R"("choices":[],"usage":{{"prompt_tokens":{},"total_tokens":{},"completion_tokens":{}}}}})",
+                  prompt_tokens, prompt_tokens + completion_tokens, completion_tokens))});
   said.pieces.push_back({event("[DONE]") + chunk("")});
   return said;
 }

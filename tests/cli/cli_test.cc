@@ -51,7 +51,8 @@ json::object run_json(std::vector<std::string> arguments, const std::string& inp
 }
 
 TEST(Run, JsonHasTheAgreedShape) {
-  const json::object answer = run_json({"--temperature", "0", "--max-tokens", "8", "Who are you?"});
+  const json::object answer =
+      run_json({"--meter", "none", "--temperature", "0", "--max-tokens", "8", "Who are you?"});
   for (const char* key :
        {"text", "reasoning", "tool_calls", "finish_reason", "token_ids", "usage", "timings"}) {
     EXPECT_TRUE(answer.contains(key)) << key;

@@ -10,8 +10,10 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 
 #include "checkpoint/quantizer.h"
+#include "cli/run_program.h"
 #include "eval/eval_run.h"
 #include "model/dtype.h"
 #include "model/json_reader.h"
@@ -25,11 +27,12 @@ using ::testing::HasSubstr;
 
 const std::string kDemo = JEWEL_SOURCE_DIR "/models/jewel-demo";
 const std::string kSuite = JEWEL_SOURCE_DIR "/models/heldout/suite.jsonl";
-constexpr int kTasksOfEach = 4;  // of ten: a minute under sanitizers, seconds without
+constexpr int kTasksOfEach = 3;  // of ten: a minute under sanitizers, seconds without
 
-// Multiplies the scales of all FP8 weights of some layers in place: a quantizer's bug, as it would be on
-// disk.
-void scale_layers(const fs::path& checkpoint, const std::vector<int>& layers, float factor) {
+enum class Rows : uint8_t { kAll, kEverySecond };
+
+// Multiplies the scales of FP8 weights of some layers in place: a quantizer's bug, as it would be on disk.
+void scale_layers(const fs::path& checkpoint, const std::vector<int>& layers, Rows rows, float factor) {
   std::fstream file(checkpoint / "model.safetensors", std::ios::in | std::ios::out | std::ios::binary);
   uint64_t header_bytes = 0;
   file.read(reinterpret_cast<char*>(&header_bytes), sizeof(header_bytes));
@@ -43,18 +46,26 @@ void scale_layers(const fs::path& checkpoint, const std::vector<int>& layers, fl
       const std::string part = ".language_model.layers." + std::to_string(layer) + ".";
       if (std::string(name).find(part) == std::string::npos || !std::string(name).ends_with(".weight_scale"))
         continue;
-      const auto at = tensor.at("data_offsets").at(0).to_number<uint64_t>();
       ASSERT_EQ(tensor.at("dtype").as_string(), "BF16");
-      uint16_t bits = 0;
-      file.seekg(static_cast<std::streamoff>(8 + header_bytes + at));
-      file.read(reinterpret_cast<char*>(&bits), sizeof(bits));
-      bits = f32_to_bf16(bf16_to_f32(bits) * factor);
-      file.seekp(static_cast<std::streamoff>(8 + header_bytes + at));
-      file.write(reinterpret_cast<const char*>(&bits), sizeof(bits));
+      const auto begin = tensor.at("data_offsets").at(0).to_number<uint64_t>();
+      std::vector<uint16_t> scales(tensor.at("shape").at(0).to_number<size_t>());
+      const auto bytes = static_cast<std::streamsize>(scales.size() * sizeof(uint16_t));
+      file.seekg(static_cast<std::streamoff>(8 + header_bytes + begin));
+      file.read(reinterpret_cast<char*>(scales.data()), bytes);
+      for (size_t row = 0; row < scales.size(); row += rows == Rows::kAll ? 1 : 2)
+        scales[row] = f32_to_bf16(bf16_to_f32(scales[row]) * factor);
+      file.seekp(static_cast<std::streamoff>(8 + header_bytes + begin));
+      file.write(reinterpret_cast<const char*>(scales.data()), bytes);
       ++changed;
     }
   }
   ASSERT_GE(changed, 3 * static_cast<int>(layers.size()));
+}
+
+std::string text_of(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path).rdbuf();
+  return text.str();
 }
 
 class DemoEval : public ::testing::Test {
@@ -62,9 +73,12 @@ class DemoEval : public ::testing::Test {
   static void SetUpTestSuite() {
     folder() = fs::temp_directory_path() / ("jewel_eval_" + std::to_string(::getpid()));
     fs::create_directories(folder());
+    ASSERT_NO_FATAL_FAILURE(quantize(fp8(), {}));
+  }
+  static void quantize(const std::string& to, const QuantizeOptions& options) {
     const std::atomic<bool> cancel = false;
     const auto done = quantize_checkpoint(
-        kDemo, fp8(), {}, false, cancel, [](std::string_view, size_t, size_t) {},
+        kDemo, to, options, false, cancel, [](std::string_view, size_t, size_t) {},
         [](const QuantizeReport&, const std::string&) -> Result<std::string> { return std::string("test"); });
     ASSERT_TRUE(done.ok()) << done.error().message;
   }
@@ -105,25 +119,62 @@ TEST_F(DemoEval, Fp8PassesTheGate) {
   EXPECT_THAT(eval_page(*outcome, result), HasSubstr("✓ passed"));
 }
 
+// Every second output channel of three layers is six times too large. The command says so to people (table,
+// page), to programs (JSON) and to scripts (exit code 3), each time with the categories' names.
 TEST_F(DemoEval, BrokenScalesFailAndTheCategoryIsNamed) {
   const fs::path broken = folder() / "broken";
-  fs::copy(fp8(), broken);
-  ASSERT_NO_FATAL_FAILURE(scale_layers(broken, {2, 5, 8}, 1.5F));
-  const EvalSettings how = settings(broken.string());
-  const auto outcome = run(how);
-  ASSERT_TRUE(outcome.ok()) << outcome.error().message;
-  EXPECT_FALSE(outcome->passes()) << eval_text(*outcome, 0.8);
-  const ResultFile result = eval_result(how, *outcome);
-  const std::string page = eval_page(*outcome, result);
-  EXPECT_THAT(page, HasSubstr("✗ failed"));
-  int named = 0;
-  for (const CategoryRecovery& row : outcome->recovery->categories) {
-    if (row.passes) continue;
-    ++named;
-    EXPECT_THAT(verdict_of(*outcome->recovery, 0.8), HasSubstr(row.category + " recovers"));
-    EXPECT_THAT(page, HasSubstr(html_text(row.category + " recovers")));
+  ASSERT_NO_FATAL_FAILURE(quantize(broken.string(), {.strategy = ScaleStrategy::kChannel}));
+  ASSERT_NO_FATAL_FAILURE(scale_layers(broken, {2, 3, 4}, Rows::kEverySecond, 6));
+  const fs::path suite = folder() / "without-pictures.jsonl";
+  {
+    std::ofstream out(suite);
+    std::ifstream in(kSuite);
+    for (std::string line; std::getline(in, line);) {
+      if (line.find("\"images\"") == std::string::npos) out << line << '\n';
+    }
   }
-  EXPECT_GE(named, 1);
+  const std::string out = (folder() / "out").string();
+  const auto eval = [&](const std::string& candidate) {
+    return run_program({"eval", kDemo, candidate, "--suite", suite.string(), "--limit", "5", "--max-tokens",
+                        "64", "--quiet", "--out", out});
+  };
+  const ProgramOutput good = eval(fp8());
+  EXPECT_EQ(good.exit_code, 0) << good.err << good.out;
+  EXPECT_THAT(good.out, HasSubstr("passed: every category recovers at least 80.0 %"));
+
+  const ProgramOutput bad = eval(broken.string());
+  EXPECT_EQ(bad.exit_code, 3) << bad.err << bad.out;
+  const auto result = parse_json_object(text_of(out + "/eval.json"), "eval.json");
+  ASSERT_TRUE(result.ok()) << result.error().message;
+  EXPECT_FALSE(result->at("details").at("passed").as_bool());
+  const std::string verdict(result->at("details").at("verdict").as_string());
+  EXPECT_THAT(verdict, HasSubstr("the gate is 80.0 % in every category: "));
+  EXPECT_THAT(verdict, HasSubstr("tools recovers "));
+  EXPECT_THAT(bad.out, HasSubstr("failed: " + verdict));
+  const std::string page = text_of(out + "/eval.html");
+  EXPECT_THAT(page, HasSubstr("✗ failed"));
+  EXPECT_THAT(page, HasSubstr(html_text(verdict)));
+}
+
+// A factor common to all channels of a product changes next to nothing: what follows each product of a layer
+// is an RMS norm (of q, k and v, behind attention, behind the MLP), which takes it out again; only the bend
+// of the gate's GELU sees it. So this is no broken quantization, and the gate is right to let it pass.
+TEST_F(DemoEval, AFactorCommonToAllChannelsIsNormedAway) {
+  const fs::path scaled = folder() / "scaled";
+  fs::copy(fp8(), scaled);
+  ASSERT_NO_FATAL_FAILURE(scale_layers(scaled, {2, 5, 8}, Rows::kAll, 1.5F));
+  const fs::path text = folder() / "scaled.txt";
+  std::ofstream(text) << "There are 3 circles. The triangle is green. The word is \"violin\".\n";
+  EvalSettings how = settings(fp8());
+  how.suite_file.clear();
+  how.text_file = text.string();
+  const auto fp8_from_bf16 = run(how);
+  how.base = fp8();
+  how.candidate = scaled.string();
+  const auto scaled_from_fp8 = run(how);
+  ASSERT_TRUE(fp8_from_bf16.ok() && scaled_from_fp8.ok());
+  EXPECT_GT(scaled_from_fp8->divergence->mean_kl, 0);
+  EXPECT_LT(scaled_from_fp8->divergence->mean_kl, fp8_from_bf16->divergence->mean_kl);
 }
 
 // A model does not diverge from itself; FP8 does a little; broken scales do more; what 20 tokens tell is
