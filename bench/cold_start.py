@@ -2,7 +2,7 @@
 """From exec to the first token: `jewel serve` is started, asked as soon as its socket answers, and stopped, again
 and again. Prints the median and the range of exec → listening and exec → first token, in milliseconds.
 
-    bench/cold_start.py [JEWEL] [MODEL] [TIMES] [FLAGS OF SERVE…]
+    bench/cold_start.py [--json FILE] [JEWEL] [MODEL] [TIMES] [FLAGS OF SERVE…]
 
 The weights' files are in the page cache from the second time on; the first is printed apart. The bar is 1,000 ms for
 the demo model; exit code 3 when the median misses it."""
@@ -55,18 +55,41 @@ def once(jewel, model, flags):
     return (listening - start) * 1e3, (first - start) * 1e3
 
 
+def machine():
+    with open("/proc/cpuinfo") as file:
+        names = [line.split(": ", 1)[1].strip() for line in file if line.startswith("model name")]
+    return f"{names[0] if names else 'unknown processor'}, {os.cpu_count()} cores; load average {os.getloadavg()[0]:.1f} while it ran"
+
+
+def result(jewel, model, times, figures):
+    version = subprocess.run([jewel, "--version"], capture_output=True, text=True).stdout.strip()
+    return {"what": f"jewel serve {model}: from exec to the first token", "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "version": version, "machine": machine(), "settings": {"runs": times, "page_cache": "warm"},
+            "ceilings": {"exec to first token": BAR_MS}, "figures": figures}
+
+
 def main():
-    jewel = sys.argv[1] if len(sys.argv) > 1 else "build/release/jewel"
-    model = sys.argv[2] if len(sys.argv) > 2 else "models/jewel-demo"
-    times = int(sys.argv[3]) if len(sys.argv) > 3 else 10
-    cold = once(jewel, model, sys.argv[4:])
-    runs = [once(jewel, model, sys.argv[4:]) for _ in range(times)]
+    words = sys.argv[1:]
+    json_file = None
+    if words[:1] == ["--json"]:
+        json_file, words = words[1], words[2:]
+    jewel, model, times = [*words[:3], *["build/release/jewel", "models/jewel-demo", "10"][len(words[:3]):]]
+    times = int(times)
+    cold = once(jewel, model, words[3:])
+    runs = [once(jewel, model, words[3:]) for _ in range(times)]
     print(f"the first: listening after {cold[0]:.0f} ms, first token after {cold[1]:.0f} ms")
-    for name, column in (("exec to listening", 0), ("exec to first token", 1)):
+    figures = []
+    for name, column, bar in (("exec to listening", 0, None), ("exec to first token", 1, BAR_MS)):
         values = [run[column] for run in runs]
         print(f"{name}: {statistics.median(values):.1f} ms (median of {times}; {min(values):.1f} to {max(values):.1f})")
+        figures.append({"name": name, "value": round(statistics.median(values), 1), "unit": "ms", "ceiling": bar, "n": times,
+                        "spread": {"low": round(min(values), 1), "high": round(max(values), 1), "what": f"min to max of {times} runs"}})
     median = statistics.median(run[1] for run in runs)
     print(f"the bar is {BAR_MS} ms: {'met' if median <= BAR_MS else 'missed'}")
+    if json_file:
+        with open(json_file, "w") as file:
+            json.dump(result(jewel, model, times, figures), file, indent=2)
+            file.write("\n")
     return 0 if median <= BAR_MS else 3
 
 

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <boost/json/parse.hpp>
+#include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <mutex>
 #include <thread>
@@ -20,6 +22,7 @@ namespace {
 
 constexpr size_t kMaxListingBytes = 16 << 20;
 constexpr size_t kMaxIndexBytes = 16 << 20;
+constexpr double kLongestPauseS = 60;  // whatever a Retry-After says
 constexpr std::string_view kIndexFile = "model.safetensors.index.json";
 constexpr std::string_view kSingleFile = "model.safetensors";
 
@@ -135,6 +138,15 @@ Error refusal(const HttpResponse& response, const std::string& name, const HubOp
                                  options.endpoint, response.status, name));
 }
 
+// Of an answer that asks for patience, as seconds; else `otherwise`.
+double pause_after(const HttpResponse& response, double otherwise) {
+  const std::string text = response.header("retry-after");
+  double seconds = 0;
+  const auto read = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  const bool good = read.ec == std::errc() && read.ptr == text.data() + text.size() && seconds >= 0;
+  return good ? std::min(seconds, kLongestPauseS) : otherwise;
+}
+
 Result<Listing> list_files(const std::string& name, const HubOptions& options) {
   std::string body;
   HttpRequest request = hub_request(options);
@@ -145,10 +157,20 @@ Result<Listing> list_files(const std::string& name, const HubOptions& options) {
     body.append(part.data(), part.size());
     return body.size() <= kMaxListingBytes;
   };
-  JEWEL_ASSIGN(const HttpResponse response, http_get(request));
-  if (response.stopped) return unavailable(fmt::format("the hub's answer about {} is too long", name));
-  if (response.status != 200) return refusal(response, name, options);
-  return parse_listing(body, name);
+  double pause = options.first_retry_s;
+  for (int attempt = 0;; ++attempt) {
+    body.clear();
+    JEWEL_ASSIGN(const HttpResponse response, http_get(request));
+    if (response.stopped) return unavailable(fmt::format("the hub's answer about {} is too long", name));
+    if (response.status == 200) return parse_listing(body, name);
+    const bool in_trouble = response.status == 429 || response.status >= 500;
+    if (!in_trouble || attempt >= options.retries) return refusal(response, name, options);
+    if (options.note)
+      options.note(
+          fmt::format("{} answered with status {}; trying again", options.endpoint, response.status));
+    std::this_thread::sleep_for(std::chrono::duration<double>(pause_after(response, pause)));
+    pause *= 2;
+  }
 }
 
 Result<FoundModel> not_there_and_offline(const std::string& name, const HubCache& cache) {

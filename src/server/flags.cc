@@ -77,7 +77,7 @@ constexpr auto kFlags = std::to_array<Flag>({
     {"media-io-kwargs", kJson, kIgnored, "about video, which is not served"},
     // The server.
     {"host", kText, kUsed, "address to listen on", "all"},
-    {"port", kInt, kUsed, "", "8000"},
+    {"port", kInt, kUsed, "port to listen on; 0: any that is free", "8000"},
     {"uds", kText, kUsed, "a Unix socket to listen on, in place of host and port"},
     {"root-path", kText, kUsed, "prefix of every route, behind a proxy"},
     {"api-key", kTexts, kUsed,
@@ -97,7 +97,11 @@ constexpr auto kFlags = std::to_array<Flag>({
     {"max-body-mib", kInt, kUsed, "largest request body", "64"},
     {"request-timeout", kNumber, kUsed, "seconds that a request may take; 0: no limit", "0"},
     {"drain-timeout", kNumber, kUsed, "seconds that running requests get after SIGTERM", "30"},
-    {"idle-release", kNumber, kUsed, "seconds without work after which the GPU is given back; 0: never", "0"},
+    {"idle-release", kText, kUsed,
+     "seconds without requests after which the GPU is given back, and the next request waits for it; off, or "
+     "auto (30 on a GPU)",
+     "off"},
+    {"meter", kText, kUsed, "of joules: auto (the device's, where it can be read), none, nvml, rapl", "auto"},
     // Logs.
     {"enable-log-requests", kBool, kUsed, "a line for each request, without its text", "false"},
     {"log-format", kText, kUsed, "text or json", "text"},

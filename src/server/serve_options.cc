@@ -5,9 +5,11 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <initializer_list>
 #include <iterator>
 #include <limits>
+#include <sstream>
 
 #include "model/json_reader.h"
 #include "model/json_text.h"
@@ -48,7 +50,7 @@ class Reader {
   void number(std::string_view name, double& out, double min, double max) {
     const std::optional<double> value = settings_.number(name);
     if (!value) return;
-    if (*value < min || *value > max) {
+    if (!(*value >= min && *value <= max)) {
       wrong(name, fmt::format("found {}, expected {} to {}", *value, min, max));
     } else {
       out = *value;
@@ -111,7 +113,7 @@ std::string unknown_key(const Setting& setting) {
   const std::string_view guess = dashes == std::string::npos
                                      ? std::string_view()
                                      : closest_flag(std::string_view(setting.name).substr(dashes));
-  return guess.empty() ? "unknown" : fmt::format("unknown; did you mean {}?", guess);
+  return guess.empty() ? "unknown to Jewel and to vLLM" : fmt::format("unknown; did you mean {}?", guess);
 }
 
 bool asks_for_default(const Setting& setting) {
@@ -206,6 +208,7 @@ void read_model(const Settings& settings, Reader& reader, ServeOptions& options)
   }
   reader.choice("lm-head-dtype", options.lm_head_dtype, {"auto", "fp8"});
   reader.choice("ple", options.ple, {"auto", "device", "host"});
+  reader.choice("meter", options.meter, {"auto", "none", "nvml", "rapl"});
   reader.choice("prefill-activations", options.prefill_activations, {"auto", "bf16", "fp8"});
   std::string confirmed;
   reader.choice("quantization", confirmed, {"fp8", "compressed-tensors", "None", ""});
@@ -227,6 +230,22 @@ void read_scheduling(const Settings& settings, Reader& reader, ServeOptions& opt
   reader.number("prefix-cache-gib", options.prefix_cache_gib, 0, 1e6);
   reader.flag("exact-prefix", options.exact_prefix);
   reader.integer("max-num-queued-reqs", options.max_num_queued_reqs, 1, 1 << 24);
+}
+
+void read_idle_release(const Settings& settings, Reader& reader, ServeOptions& options) {
+  constexpr double kMost_s = 1e6;
+  const std::optional<std::string> text = settings.text("idle-release");
+  if (!text) return;
+  if (*text == "auto") return options.idle_release_s.reset();
+  char* end = nullptr;
+  const double seconds = *text == "off" ? 0 : std::strtod(text->c_str(), &end);
+  const bool number = end == nullptr || (end != text->c_str() && *end == '\0');
+  if (number && seconds >= 0 && seconds <= kMost_s) {
+    options.idle_release_s = seconds;
+  } else {
+    reader.wrong("idle-release",
+                 fmt::format("found '{}', expected seconds up to {}, off or auto", *text, kMost_s));
+  }
 }
 
 void read_server(const Settings& settings, Reader& reader, ServeOptions& options) {
@@ -260,7 +279,7 @@ void read_server(const Settings& settings, Reader& reader, ServeOptions& options
   options.max_body_bytes = body_mib << 20;
   reader.number("request-timeout", options.request_timeout_s, 0, 1e6);
   reader.number("drain-timeout", options.drain_timeout_s, 0, 1e6);
-  reader.number("idle-release", options.idle_release_s, 0, 1e6);
+  read_idle_release(settings, reader, options);
 
   reader.flag("enable-log-requests", options.log_requests);
   std::string format = "text";
@@ -316,18 +335,47 @@ Result<ServeOptions> serve_options(const Settings& settings) {
   return options;
 }
 
+namespace {
+
+// The mistakes of all settings together, to be taken out one by one.
+class Mistakes {
+ public:
+  explicit Mistakes(const Result<ServeOptions>& options) {
+    std::istringstream lines(options.ok() ? std::string() : options.error().message);
+    for (std::string line; std::getline(lines, line);) left_.push_back(std::move(line));
+  }
+
+  // What is wrong with this setting; empty when nothing is.
+  std::string take(const Setting& setting) {
+    const std::string where = fmt::format("{} ({}): ", setting.name, setting.origin);
+    const auto found = std::ranges::find_if(left_, [&](const auto& line) { return line.starts_with(where); });
+    if (found == left_.end()) return {};
+    std::string what = found->substr(where.size());
+    left_.erase(found);
+    return what;
+  }
+  const std::vector<std::string>& left() const { return left_; }
+
+ private:
+  std::vector<std::string> left_;
+};
+
+}  // namespace
+
 ConfigReport check_config(const Settings& settings) {
-  ConfigReport report;
+  const auto options = serve_options(settings);
+  ConfigReport report{.good = options.ok()};
+  Mistakes mistakes(options);
   const auto line = [&](const Setting& setting, std::string_view verdict, std::string_view note) {
+    const bool has_value = setting.flag != nullptr && setting.problem.empty();
     fmt::format_to(std::back_inserter(report.text), "{:<22} {:<34} {:<8} {}\n", setting.origin,
-                   fmt::format("{}{}", setting.name, setting.flag ? " = " + shown(setting) : ""), verdict,
-                   note);
+                   fmt::format("{}{}", setting.name, has_value ? " = " + shown(setting) : ""), verdict, note);
   };
   for (const Setting& setting : settings.all()) {
-    if (const std::string what = mistake(setting); !what.empty()) {
-      report.good = false;
-      line(setting, setting.flag ? "wrong" : "unknown",
-           setting.flag ? what : what.substr(what.find(';') + 1));
+    if (std::string what = mistakes.take(setting); !what.empty()) {
+      constexpr std::string_view kUnknown = "unknown";
+      if (!setting.flag) what.erase(0, what.find_first_not_of("; ", kUnknown.size()));
+      line(setting, setting.flag ? "wrong" : kUnknown, what);
       continue;
     }
     const bool overruled = settings.find(setting.flag->name) != &setting && !setting.value.is_null();
@@ -349,10 +397,7 @@ ConfigReport check_config(const Settings& settings) {
         break;
     }
   }
-  if (const auto options = serve_options(settings); !options.ok()) {
-    if (report.good) report.text += options.error().message + "\n";
-    report.good = false;
-  }
+  for (const std::string& what : mistakes.left()) report.text += what + "\n";
   return report;
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <yaml-cpp/yaml.h>
 
+#include <algorithm>
 #include <boost/json/parse.hpp>
 #include <charconv>
 #include <cmath>
@@ -60,10 +61,9 @@ std::optional<int64_t> parse_tokens(std::string_view text) {
       break;
   }
   if (unit != 1) text.remove_suffix(1);
-  if (const auto whole = parse_integer(text);
-      whole && std::abs(*whole) < std::numeric_limits<int64_t>::max() / unit) {
+  const int64_t most = std::numeric_limits<int64_t>::max() / unit;
+  if (const auto whole = parse_integer(text); whole && *whole >= -most && *whole <= most)
     return *whole * unit;
-  }
   if (unit == 1) return std::nullopt;
   const auto part = parse_number(text);  // 25.6k
   if (!part || std::abs(*part) * static_cast<double>(unit) > 9e18) return std::nullopt;
@@ -226,6 +226,25 @@ void merge(boost::json::value& into, boost::json::value from) {
   for (auto& [key, value] : from.get_object()) merge(into.get_object()[key], std::move(value));
 }
 
+// The JSON flag that a dotted name begins with; `path` becomes what stands behind the dot. Else nullptr.
+const Flag* dotted_flag(std::string_view name, std::string& path) {
+  const size_t dot = name.find('.');
+  const Flag* parent = dot == std::string_view::npos ? nullptr : find_flag(name.substr(0, dot));
+  if (parent == nullptr || parent->kind != FlagKind::kJson) return nullptr;
+  if (std::ranges::count(name, '.') > kMaxYamlDepth) return nullptr;
+  path = name.substr(dot + 1);
+  return parent;
+}
+
+// A dotted setting joins the last of its flag; false when it is the first.
+bool join_earlier(std::vector<Setting>& settings, const Flag* flag, boost::json::value& value) {
+  const auto earlier =
+      std::find_if(settings.rbegin(), settings.rend(), [&](const Setting& s) { return s.flag == flag; });
+  if (earlier == settings.rend()) return false;
+  merge(earlier->value, std::move(value));
+  return true;
+}
+
 }  // namespace
 
 Setting convert_setting(const Flag& flag, std::span<const std::string> words) {
@@ -299,7 +318,15 @@ Result<void> Settings::add_yaml(const std::string& text, const std::string& file
       Setting setting{.flag = find_flag(key.Scalar()),
                       .name = key.Scalar(),
                       .origin = fmt::format("{}:{}", file, key.Mark().line + 1)};
-      if (const Flag* negated = setting.flag ? nullptr : negated_flag(key.Scalar())) {
+      std::string path;
+      if (const Flag* parent = setting.flag ? nullptr : dotted_flag(key.Scalar(), path)) {
+        setting.flag = parent;
+        auto value = json_from_yaml(node, 0, budget);
+        if (!value.ok())
+          return invalid(fmt::format("{}: {}: {}", setting.origin, setting.name, value.error().message));
+        setting.value = nest(path, *std::move(value));
+        if (join_earlier(all_, parent, setting.value)) continue;
+      } else if (const Flag* negated = setting.flag ? nullptr : negated_flag(key.Scalar())) {
         setting.flag = negated;
         JEWEL_TRY(assign_yaml(setting, node, budget));
         if (setting.value.is_bool()) setting.value = !setting.value.get_bool();
@@ -354,13 +381,7 @@ Result<void> Settings::read_arguments(std::span<const std::string> arguments) {
 
     std::string path;  // below a JSON flag
     const Flag* flag = argument.starts_with("--") ? find_flag(name) : short_flag(argument);
-    if (const size_t dot = name.find('.'); !flag && dot != std::string::npos) {
-      const Flag* parent = find_flag(std::string_view(name).substr(0, dot));
-      if (parent && parent->kind == FlagKind::kJson) {
-        flag = parent;
-        path = name.substr(dot + 1);
-      }
-    }
+    if (!flag) flag = dotted_flag(name, path);
     bool negated = false;
     if (!flag) negated = (flag = negated_flag(name)) != nullptr;
 
@@ -388,15 +409,7 @@ Result<void> Settings::read_arguments(std::span<const std::string> arguments) {
                                        : Setting{.value = nest(path, parse_json_or_text(words.front()))};
       setting.value = std::move(converted.value);
       setting.problem = std::move(converted.problem);
-      if (!path.empty()) {  // joins what stands before it
-        for (auto it = given.rbegin(); it != given.rend(); ++it) {
-          if (it->flag != flag) continue;
-          merge(it->value, std::move(setting.value));
-          setting.flag = nullptr;
-          break;
-        }
-        if (!setting.flag) continue;
-      }
+      if (!path.empty() && join_earlier(given, flag, setting.value)) continue;
     }
     given.push_back(std::move(setting));
   }

@@ -220,6 +220,43 @@ TEST_F(HubTest, ATroubledServerIsAskedAgain) {
   expect_complete(repository());
 }
 
+TEST_F(HubTest, AServerThatThrottlesIsWaitedFor) {
+  StandInHub hub(repository());
+  hub.throttle_first = 3;
+  ASSERT_TRUE(find_model(StandInHub::kModel, options(hub)).ok());
+  expect_complete(repository());
+  hub.throttle_first = 1000;
+  const auto refused = pull_model(StandInHub::kModel, options(hub));
+  ASSERT_FALSE(refused.ok());
+  EXPECT_THAT(refused.error().message, HasSubstr("too many requests"));
+}
+
+TEST_F(HubTest, AListingThatLiesIsNotBelieved) {
+  StandInHub hub(repository());
+  hub.listed_bytes = {{"model.safetensors", 2'000'000}};
+  const auto shorter = find_model(StandInHub::kModel, options(hub));
+  ASSERT_FALSE(shorter.ok());
+  EXPECT_THAT(shorter.error().message, HasSubstr("more bytes came than the 2000000 that the hub lists"));
+  hub.listed_bytes = {{"model.safetensors", 3'000'100}};
+  const auto longer = find_model(StandInHub::kModel, options(hub));
+  ASSERT_FALSE(longer.ok());
+  EXPECT_THAT(longer.error().message, HasSubstr("3000000 of 3000100 bytes came"));
+  EXPECT_FALSE(fs::exists(snapshot() / "model.safetensors"));
+  hub.listed_bytes.clear();
+  ASSERT_TRUE(find_model(StandInHub::kModel, options(hub)).ok());
+  expect_complete(repository());
+}
+
+// Before anything of it is brought.
+TEST_F(HubTest, AFileThatDoesNotFitOnTheDiskIsRefused) {
+  StandInHub hub(repository());
+  hub.listed_bytes = {{"model.safetensors", int64_t{1} << 50}};
+  const auto found = find_model(StandInHub::kModel, options(hub));
+  ASSERT_FALSE(found.ok());
+  EXPECT_THAT(found.error().message, HasSubstr("free some space, or point HF_HUB_CACHE at another disk"));
+  for (const auto& seen : hub.seen()) EXPECT_FALSE(seen.path.ends_with("model.safetensors")) << seen.path;
+}
+
 TEST_F(HubTest, TwoAtOnceShareOneDownload) {
   StandInHub hub(repository());
   const auto pull = [&] { EXPECT_TRUE(pull_model(StandInHub::kModel, options(hub)).ok()); };

@@ -118,11 +118,12 @@ void StandInHub::serve(int listener, int port) {
 std::string StandInHub::listing() const {
   std::string siblings;
   for (const auto& [name, file] : files_) {
+    const auto lie = listed_bytes.find(name);
+    const auto bytes = lie == listed_bytes.end() ? static_cast<int64_t>(file.bytes.size()) : lie->second;
     siblings += fmt::format(R"({}{{"rfilename":"{}","size":{},"blobId":"{}")", siblings.empty() ? "" : ",",
-                            name, file.bytes.size(), git_sha1_hex(file.bytes));
+                            name, bytes, git_sha1_hex(file.bytes));
     if (file.lfs)
-      siblings +=
-          fmt::format(R"(,"lfs":{{"sha256":"{}","size":{}}})", sha256_hex(file.bytes), file.bytes.size());
+      siblings += fmt::format(R"(,"lfs":{{"sha256":"{}","size":{}}})", sha256_hex(file.bytes), bytes);
     siblings += "}";
   }
   return fmt::format(R"({{"id":"{}","sha":"{}","siblings":[{}]}})", kModel, kCommit, siblings);
@@ -146,7 +147,7 @@ void StandInHub::answer(int socket, int port) {
     seen_.push_back({path, range, token, port});
     throttled = throttle_first > 0 && throttle_first-- > 0;
   }
-  if (throttled) return send_all(socket, head(429, 0));
+  if (throttled) return send_all(socket, head(429, 0, "Retry-After: 0.01\r\n"));
   const bool front = port == ports_[0];
   if (front && gated) return send_all(socket, head(403, 0, "X-Error-Code: GatedRepo\r\n"));
   if (front && needs_token && !token) return send_all(socket, head(401, 0, "X-Error-Code: RepoNotFound\r\n"));

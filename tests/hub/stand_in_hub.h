@@ -43,7 +43,8 @@ class StandInHub {
   bool gated = false;              // 403 with X-Error-Code: GatedRepo
   bool needs_token = false;        // 401 without kToken
   bool redirect_to_other = false;  // large files come from another port, which must not see the token
-  int throttle_first = 0;          // this many answers are 429
+  int throttle_first = 0;          // this many answers are 429, with a Retry-After of a few milliseconds
+  std::map<std::string, int64_t> listed_bytes;  // what the listing says of a file in place of the truth
 
   struct Seen {
     std::string path;

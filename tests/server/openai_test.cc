@@ -340,6 +340,8 @@ TEST_F(OpenAi, SaysWhatIsWrongWithARequest) {
   expect_error(R"({"messages":[{"role":"user","content":[{"type":"video_url"}]}]})", 400,
                "messages[0].content[0].type", "not served");
   expect_error(message + R"("model":"gpt-5"})", 404, "model", "gpt-5");
+  expect_error(message + R"("tools":[{"type":"function","function":{"name":"f","description":{}}}]})", 400,
+               "tools[0].function.description", "a text");
   expect_error(message + R"("temperature":"hot"})", 400, "temperature", "a number");
   expect_error(message + R"("temperature":1e999})", 400, "temperature", "Infinity");
   expect_error(message + R"("temperature":-1})", 400, "temperature", "");

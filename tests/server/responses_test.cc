@@ -390,6 +390,8 @@ TEST_F(Responses, SaysWhatIsWrong) {
   expect_error(with(kWho, R"("tool_choice":"required")"), "tool_choice", "no tools");
   expect_error(with(kWho, R"("tool_choice":{"type":"mcp","server_label":"x"})"), "tool_choice",
                "expected auto");
+  expect_error(with(kWho, R"("tool_choice":{"type":"allowed_tools","mode":"auto","tools":null})"),
+               "tool_choice.tools", "missing");
   expect_error(with(kWho, R"("text":{"format":{"type":"xml"}})"), "text.format.type", "xml");
   expect_error(with(kWho, R"("text":{"format":{"type":"json_schema","name":"x"}})"), "text.format.schema",
                "missing");

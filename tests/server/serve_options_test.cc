@@ -99,17 +99,40 @@ TEST(CheckConfig, SpeaksOfEveryLine) {
       check_config(settings_of("model: m\nmax_num_seq: 4\napi_key: [s3cret]\nport: x\n"));
   EXPECT_FALSE(bad.good);
   EXPECT_THAT(bad.text, HasSubstr("did you mean max-num-seqs?"));
-  EXPECT_THAT(bad.text, HasSubstr("wrong"));
+  EXPECT_THAT(bad.text, HasSubstr("wrong    expected an integer, found 'x'"));
+  EXPECT_THAT(bad.text, Not(HasSubstr("null")));
   EXPECT_THAT(bad.text, Not(HasSubstr("s3cret")));
+
+  // Said in the line of the setting, also where only its range or its word is wrong.
+  const ConfigReport ranges =
+      check_config(settings_of("model: m\nport: 70000\nquantization: awq\nzzzz: 1\n"));
+  EXPECT_FALSE(ranges.good);
+  EXPECT_THAT(ranges.text, HasSubstr("unknown  to Jewel and to vLLM"));
+  const ConfigReport range = check_config(settings_of("model: m\nport: 70000\nquantization: awq\n"));
+  EXPECT_FALSE(range.good);
+  EXPECT_THAT(range.text, HasSubstr("wrong    found 70000, expected 0 to 65535"));
+  EXPECT_THAT(range.text, HasSubstr("wrong    found 'awq', expected"));
+  EXPECT_EQ(std::count(range.text.begin(), range.text.end(), '\n'), 3) << range.text;
+  EXPECT_THAT(check_config(settings_of("port: 1\n")).text, HasSubstr("no model"));
 }
 
 TEST(Flags, NamesAreDistinctAndDescribed) {
   for (const Flag& flag : serve_flags()) {
     EXPECT_EQ(find_flag(flag.name), &flag) << flag.name;
     EXPECT_TRUE(flag.use != FlagUse::kOnlyDefault || !flag.only.empty()) << flag.name;
-    EXPECT_TRUE(!flag.note.empty() || flag.name == "port") << flag.name;
+    EXPECT_FALSE(flag.note.empty()) << flag.name;
   }
   EXPECT_THAT(flags_help(), HasSubstr("--kv-cache-dtype"));
+}
+
+TEST(ServeOptions, IdleRelease) {
+  EXPECT_EQ(options_of("model: m").idle_release_s, 0);
+  EXPECT_FALSE(options_of("model: m\nidle-release: auto").idle_release_s);  // what pays on the device
+  EXPECT_EQ(options_of("model: m\nidle-release: off").idle_release_s, 0);
+  EXPECT_EQ(options_of("model: m\nidle-release: 0").idle_release_s, 0);
+  EXPECT_EQ(options_of("model: m\nidle_release: 12.5").idle_release_s, 12.5);
+  for (const char* wrong : {"soon", "-1", "1e9", "nan", "30s"})
+    EXPECT_THAT(mistake_of(std::string("idle-release: ") + wrong), HasSubstr("off or auto")) << wrong;
 }
 
 }  // namespace

@@ -11,6 +11,8 @@
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <map>
+#include <memory>
 #include <set>
 #include <thread>
 #include <vector>
@@ -134,6 +136,86 @@ TEST(Serve, LetsRequestsFinishAndStopsAtTheSecondSignal) {
   served.signal(SIGTERM);
   EXPECT_EQ(served.wait_exit(5s), 0);
   EXPECT_THAT(client.read_until("[DONE]"), HasSubstr("shutting down"));
+}
+
+// One client's request over its own connection, read to its end on a thread of its own.
+class Asking {
+ public:
+  Asking(const std::string& path, std::string body) : client_(path) {
+    EXPECT_TRUE(client_.send(post_bytes("/v1/chat/completions", body)));
+    reader_ = std::thread([this] { answer_ = client_.read(); });
+  }
+  ~Asking() { reader_.join(); }
+  Asking(const Asking&) = delete;
+  Asking& operator=(const Asking&) = delete;
+
+  // What a client can work with: a whole answer, or an error that says what happened, and then the end.
+  enum class End : uint8_t { kAnswered, kError, kBroken };
+  End end() {
+    reader_.join();
+    reader_ = std::thread([] {});
+    const bool is_stream = answer_.header("content-type").starts_with("text/event-stream");
+    const bool says_why = answer_.body.find("shutting down") != std::string::npos;
+    if (!answer_.whole || !client_.closed_within(5s)) return End::kBroken;
+    if (answer_.status == 503) return says_why ? End::kError : End::kBroken;
+    if (answer_.status != 200) return End::kBroken;
+    if (is_stream && !answer_.body.ends_with("data: [DONE]\n\n")) return End::kBroken;
+    if (says_why) return End::kError;
+    return answer_.body.find(R"("finish_reason":"length")") != std::string::npos ? End::kAnswered
+                                                                                 : End::kBroken;
+  }
+  const RawResponse& answer() const { return answer_; }
+
+ private:
+  RawClient client_;
+  RawResponse answer_;
+  std::thread reader_;
+};
+
+// More than run at once, streamed and whole, short and endless.
+std::vector<std::unique_ptr<Asking>> ask_much(const std::string& path) {
+  std::vector<std::unique_ptr<Asking>> all;
+  for (int i = 0; i < 48; ++i) {
+    all.push_back(
+        std::make_unique<Asking>(path, fmt::format(R"({},"ignore_eos":true,"stream":{},"max_tokens":{}}})",
+                                                   kQuestion, i % 2 == 0, i % 4 < 2 ? 8 : 8000)));
+  }
+  return all;
+}
+
+std::map<Asking::End, int> ends_of(const std::vector<std::unique_ptr<Asking>>& all) {
+  std::map<Asking::End, int> ends;
+  for (const auto& one : all) {
+    const Asking::End end = one->end();
+    EXPECT_NE(end, Asking::End::kBroken) << one->answer().status << " " << one->answer().body.substr(0, 500);
+    ++ends[end];
+  }
+  return ends;
+}
+
+TEST(Serve, EndsEveryRequestOfManyWhenToldToStop) {
+  Served served({"--log-level", "error", "--max-num-seqs", "8", "--drain-timeout", "1"});
+  ASSERT_TRUE(served.wait_ready());
+  const auto all = ask_much(served.path());
+  std::this_thread::sleep_for(50ms);
+  served.signal(SIGTERM);
+  auto ends = ends_of(all);
+  EXPECT_EQ(served.wait_exit(10s), 0);
+  EXPECT_EQ(ends[Asking::End::kAnswered] + ends[Asking::End::kError], 48);
+  EXPECT_GT(ends[Asking::End::kError], 0) << "8000 tokens in a second?";
+  EXPECT_FALSE(RawClient(served.path()).connected());
+}
+
+TEST(Serve, EndsAllOfThemAtOnceAtTheSecondSignal) {
+  Served served({"--log-level", "error", "--max-num-seqs", "8"});  // 30 s to drain
+  ASSERT_TRUE(served.wait_ready());
+  const auto all = ask_much(served.path());
+  std::this_thread::sleep_for(50ms);
+  served.signal(SIGTERM);
+  EXPECT_EQ(served.wait_exit(200ms), -1);
+  served.signal(SIGTERM);
+  EXPECT_EQ(served.wait_exit(10s), 0);
+  EXPECT_GT(ends_of(all)[Asking::End::kError], 0);
 }
 
 // What a program that reads the log can rely on: every line is a JSON object, those about mistakes too.

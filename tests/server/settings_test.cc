@@ -79,6 +79,9 @@ TEST(Settings, JsonInThreeSpellings) {
             wanted);
   EXPECT_EQ(*from_arguments({"--limit-mm-per-prompt.image.count", "5"}).json("limit-mm-per-prompt"),
             parse(R"({"image": {"count": 5}})"));
+  EXPECT_EQ(
+      *from_yaml("limit-mm-per-prompt.image: 1\nlimit_mm_per_prompt.audio: 0\n").json("limit-mm-per-prompt"),
+      wanted);
 }
 
 TEST(Settings, ListsAreWordsUntilTheNextFlag) {

@@ -19,7 +19,8 @@ using boost::system::error_code;
 using Clock = std::chrono::steady_clock;
 
 constexpr size_t kReadBytes = 16 << 10;
-constexpr size_t kWriteBytes = 64 << 10;  // of a body that comes bit by bit, at once
+constexpr size_t kFirstReadBytes = 2 << 10;  // most heads; thousands of connections wait with such a buffer
+constexpr size_t kWriteBytes = 64 << 10;     // of a body that comes bit by bit, at once
 // How often a client that waits for its answer is looked at: well within the second in which a request whose
 // client is gone must be cancelled.
 constexpr std::chrono::milliseconds kLookAtPeer{250};
@@ -220,11 +221,11 @@ asio::awaitable<Connection::Next> Connection::serve(RequestParser& parser, Serve
 }
 
 // More bytes behind input_; false when there are none, be it the end, an error or the deadline.
-asio::awaitable<bool> Connection::read_more(bool& timed_out) {
+asio::awaitable<bool> Connection::read_more(bool& timed_out, size_t at_most) {
   const size_t before = input_.size();
-  input_.resize(before + kReadBytes);
+  input_.resize(before + at_most);
   error_code error;
-  const size_t n = co_await transport_->read_some(asio::buffer(input_.data() + before, kReadBytes), error);
+  const size_t n = co_await transport_->read_some(asio::buffer(input_.data() + before, at_most), error);
   input_.resize(before + n);
   timed_out = error == asio::error::timed_out;
   co_return !error && n > 0;
@@ -234,11 +235,11 @@ asio::awaitable<bool> Connection::read_more(bool& timed_out) {
 asio::awaitable<bool> Connection::read_head(RequestParser& parser) {
   idle_ = input_.empty();
   if (idle_) {
-    input_.shrink_to_fit();  // thousands of connections wait here
+    input_.shrink_to_fit();
     if (table_->draining) co_return false;
     transport_->set_deadline(Clock::now() + options_.idle_timeout);
     bool timed_out = false;
-    if (!co_await read_more(timed_out)) co_return false;
+    if (!co_await read_more(timed_out, kFirstReadBytes)) co_return false;
     idle_ = false;
   }
   transport_->set_deadline(Clock::now() + options_.header_timeout);
@@ -248,7 +249,7 @@ asio::awaitable<bool> Connection::read_head(RequestParser& parser) {
     if (parser.trouble()) co_return false;
     if (parser.head_done()) co_return true;
     bool timed_out = false;
-    if (co_await read_more(timed_out)) continue;
+    if (co_await read_more(timed_out, kReadBytes)) continue;
     if (timed_out)
       co_await send_trouble({408, fmt::format("the request's head was not complete after {} s",
                                               options_.header_timeout.count() / 1000)});
@@ -292,7 +293,7 @@ asio::awaitable<bool> Connection::read_body(RequestParser& parser, ServerRequest
     transport_->set_deadline(start + options_.body_timeout +
                              std::chrono::duration_cast<Clock::duration>(more));
     bool timed_out = false;
-    if (co_await read_more(timed_out)) continue;
+    if (co_await read_more(timed_out, kReadBytes)) continue;
     if (timed_out)
       co_await send_trouble({408, fmt::format("the request's body did not come in time: {} bytes so far",
                                               parser.body_bytes())});

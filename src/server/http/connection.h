@@ -66,7 +66,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   asio::awaitable<bool> read_head(RequestParser& parser);
   asio::awaitable<bool> read_body(RequestParser& parser, ServerRequest& request, BodyBytes& bytes,
                                   size_t max_bytes);
-  asio::awaitable<bool> read_more(bool& timed_out);
+  asio::awaitable<bool> read_more(bool& timed_out, size_t at_most);
   asio::awaitable<bool> answer(ServerRequest request, bool& keep_alive, bool old_client);
   asio::awaitable<bool> answer_pending(PendingReply& reply, bool head_only, bool& keep_alive,
                                        bool old_client);

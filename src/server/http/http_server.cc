@@ -1,6 +1,7 @@
 #include "server/http/http_server.h"
 
 #include <fmt/format.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -37,6 +38,21 @@ using Acceptor = asio::basic_socket_acceptor<asio::generic::stream_protocol>;
 constexpr int kRefusedPolitely = 64;
 constexpr std::chrono::milliseconds kLastWords{1000};  // for answers that were told to end
 
+// Every connection is an open file, and many systems give a process 1,024 until it asks for more.
+void allow_files_for(int connections) {
+  constexpr rlim_t kOthers = 256;  // the model's, pictures that are fetched, libraries'
+  rlimit files{};
+  if (::getrlimit(RLIMIT_NOFILE, &files) != 0) return;
+  const rlim_t wanted = static_cast<rlim_t>(connections) + kRefusedPolitely + kOthers;
+  if (files.rlim_cur >= wanted) return;
+  files.rlim_cur = std::min(wanted, files.rlim_max);
+  if (::setrlimit(RLIMIT_NOFILE, &files) == 0 && files.rlim_cur == wanted) return;
+  log().warn(
+      "--max-connections {}: this system allows {} open files (ulimit -Hn); about {} connections can be open "
+      "at once",
+      connections, files.rlim_cur, files.rlim_cur > kOthers ? files.rlim_cur - kOthers : 1);
+}
+
 void set_no_delay(StreamSocket& socket) {
   error_code ignored;  // a Unix socket has no such thing
   ignored = socket.set_option(Tcp::no_delay(true), ignored);
@@ -62,6 +78,7 @@ class HttpServer::Impl {
   Impl& operator=(const Impl&) = delete;
 
   Result<void> listen() {
+    allow_files_for(options_.max_connections);
     if (!options_.tls.certfile.empty()) {
       JEWEL_ASSIGN(tls_, make_tls_context(options_.tls));
     }

@@ -22,10 +22,29 @@ void UsageSum::see(size_t answer, const Update& update) {
     usage.prompt_tokens = update.prompt->prompt_tokens;
     usage.image_tokens = update.prompt->image_tokens;
   }
-  if (update.finish)
+  if (update.finish) {
     usage = update.finish->usage;
-  else
+    energies_[answer] = update.finish->energy;
+  } else {
     usage.completion_tokens += static_cast<int>(update.tokens.size());
+  }
+}
+
+// Sums of microjoules, without the dust that adding doubles leaves.
+std::optional<Energy> UsageSum::energy() const {
+  Energy sum;
+  for (const std::optional<Energy>& one : energies_) {
+    if (!one) return std::nullopt;
+    const auto add = [](double& to, double joules) { to = std::round((to + joules) * 1e6) / 1e6; };
+    add(sum.joules, one->joules);
+    add(sum.image_joules, one->image_joules);
+    add(sum.prefill_joules, one->prefill_joules);
+    add(sum.decode_joules, one->decode_joules);
+    add(sum.reasoning_joules, one->reasoning_joules);
+    add(sum.idle_share_joules, one->idle_share_joules);
+    sum.method = one->method;
+  }
+  return sum;
 }
 
 void UsageSum::write(JsonOut& out) const {
@@ -48,10 +67,22 @@ void UsageSum::write(JsonOut& out) const {
       .field("cached_tokens", sum.cached_tokens)
       .field("image_tokens", sum.image_tokens)
       .close('}');
-  out.key("completion_tokens_details")
+  out.key("completion_tokens_details").open('{').field("reasoning_tokens", sum.reasoning_tokens).close('}');
+  write_energy(out, energy());
+  out.close('}');
+}
+
+void write_energy(JsonOut& out, const std::optional<Energy>& energy) {
+  if (!energy) return;
+  out.key("energy")
       .open('{')
-      .field("reasoning_tokens", sum.reasoning_tokens)
-      .close('}')
+      .field("joules", energy->joules)
+      .field("image_joules", energy->image_joules)
+      .field("prefill_joules", energy->prefill_joules)
+      .field("decode_joules", energy->decode_joules)
+      .field("reasoning_joules", energy->reasoning_joules)
+      .field("idle_share_joules", energy->idle_share_joules)
+      .field("method", energy->method)
       .close('}');
 }
 

@@ -1,6 +1,7 @@
 // Pieces of JSON that chat and completion answers share. For the writers of this folder.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,15 +17,20 @@ inline constexpr std::string_view kFingerprint = "jewel-" JEWEL_VERSION;
 // The usage of several answers to the same prompts: a prompt is counted once for its n answers.
 class UsageSum {
  public:
-  UsageSum(size_t answers, int n) : each_(answers), n_(n) {}
+  UsageSum(size_t answers, int n) : each_(answers), energies_(answers), n_(n) {}
   void see(size_t answer, const Update& update);
   void write(JsonOut& out) const;  // {"prompt_tokens": …}
 
  private:
+  std::optional<Energy> energy() const;  // when all have said theirs
+
   std::vector<Usage> each_;
+  std::vector<std::optional<Energy>> energies_;
   const int n_;
 };
 
+// "energy" of an open usage object; nothing where there is no meter.
+void write_energy(JsonOut& out, const std::optional<Energy>& energy);
 std::string_view finish_reason(EndReason reason);
 // "token", "logprob", "bytes" of an open object.
 void write_token(JsonOut& out, const TokenChance& chance);

@@ -141,6 +141,7 @@ class AnthropicWriter final : public AnswerWriter {
         .field("cache_read_input_tokens", usage_.cached_tokens)
         .field("output_tokens", usage_.completion_tokens);
     out.key("output_tokens_details").open('{').field("thinking_tokens", usage_.reasoning_tokens).close('}');
+    if (finish_) write_energy(out, finish_->energy);
     out.close('}');
   }
 

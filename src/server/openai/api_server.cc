@@ -65,7 +65,8 @@ ApiServer::ApiServer(Engine& engine, ApiOptions options)
       cors_(options_.cors),
       limit_(options_.max_requests_per_client, !options_.api_keys.empty()),
       golden_(engine),
-      router_(with_document(make_routes()), options_.root_path, ApiKeys(options_.api_keys), options_.protect_all) {}
+      router_(with_document(make_routes()), options_.root_path, ApiKeys(options_.api_keys),
+              options_.protect_all) {}
 
 std::vector<Route> ApiServer::make_routes() {
   using enum RouteAccess;
@@ -312,8 +313,7 @@ void ApiServer::finished(const FinishedRequest& request) {
 
 Reply ApiServer::health() {
   if (draining_) return error_response(503, kStopping);
-  if (const auto trouble = watch_.trouble(engine_.stats()))
-    return error_response(503, *trouble);
+  if (const auto trouble = watch_.trouble(engine_.stats())) return error_response(503, *trouble);
   return ServerResponse{.content_type = "text/plain"};
 }
 

@@ -12,6 +12,9 @@ constexpr int kManyFailures = 3;  // a device may have trouble once
 std::optional<std::string> EngineWatch::trouble(const Stats& stats) {
   if (stats.steps_failed_in_a_row >= kManyFailures)
     return fmt::format("the last {} steps of the engine failed", stats.steps_failed_in_a_row);
+  if (stats.idle_wakes_failed_in_a_row >= kManyFailures)
+    return fmt::format("the device was given back, and the last {} requests could not have it again",
+                       stats.idle_wakes_failed_in_a_row);
   const auto now = Clock::now();
   const std::scoped_lock lock(mutex_);
   if (stats.running == 0) {

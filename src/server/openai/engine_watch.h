@@ -1,5 +1,6 @@
 // EngineWatch: what can be seen from outside of an engine that no longer works: requests that run while no
-// step ends, or steps that all fail. Looked at by whoever probes /health; any thread.
+// step ends, steps that all fail, or a device that was given back and cannot be had again. Looked at by
+// whoever probes /health; any thread.
 #pragma once
 
 #include <chrono>

@@ -21,7 +21,8 @@ constexpr size_t kLeastMemory = size_t{48} << 20;
 }  // namespace
 
 void* JsonBody::Memory::do_allocate(size_t bytes, size_t alignment) {
-  // Plain new serves every alignment that Boost.JSON asks for; it gives memory back without saying which it was.
+  // Plain new serves every alignment that Boost.JSON asks for; it gives memory back without saying which it
+  // was.
   JEWEL_CHECK(alignment <= __STDCPP_DEFAULT_NEW_ALIGNMENT__);
   if (bytes > left_) throw std::bad_alloc();
   left_ -= bytes;

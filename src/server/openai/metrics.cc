@@ -18,6 +18,9 @@ constexpr double kRequestBounds[] = {0.01, 0.05, 0.1, 0.3, 0.5, 0.8, 1,   1.5, 2
 constexpr double kTokenBounds[] = {1,    2,    5,    10,    20,    50,    100,    200,   500,
                                    1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000};
 
+// Joules of a request: a few tokens on a GPU up to a long answer on a CPU.
+constexpr double kJouleBounds[] = {0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10000, 30000};
+
 void write_help(std::string& out, std::string_view name, std::string_view what, std::string_view type) {
   fmt::format_to(std::back_inserter(out), "# HELP {} {}\n# TYPE {} {}\n", name, what, name, type);
 }
@@ -40,6 +43,36 @@ std::string label_value(std::string_view text) {
       out += c;
   }
   return out;
+}
+
+// Only where a meter is: a zero would be read as a measurement.
+void write_energy_metrics(std::string& out, const Stats& stats, const ModelInfo& info,
+                          const std::string& labels) {
+  const EnergyStats& energy = *stats.energy;
+  constexpr std::string_view kByPhase = "jewel_energy_joules_total";
+  write_help(out, kByPhase, "What the device drew, by what it did.", "counter");
+  const double work = energy.image_joules + energy.prefill_joules + energy.decode_joules;
+  for (const auto& [phase, joules] :
+       {std::pair{"image", energy.image_joules}, std::pair{"prefill", energy.prefill_joules},
+        std::pair{"decode", energy.decode_joules}, std::pair{"idle", energy.idle_joules}}) {
+    fmt::format_to(std::back_inserter(out), "{}{{{},phase=\"{}\"}} {}\n", kByPhase, labels, phase, joules);
+  }
+  write_one(out, "counter", "jewel_energy_unattributed_joules_total",
+            "What it drew while its counter could not be read.", labels, energy.unattributed_joules);
+  write_one(out, "gauge", "jewel_power_watts", "What it draws now.", labels, energy.watts);
+  if (stats.generated_tokens > 0) {
+    write_one(out, "gauge", "jewel_joules_per_output_token", "Since the start; image, prefill and decode.",
+              labels, work / static_cast<double>(stats.generated_tokens));
+  }
+  if (energy.tick_s > 0) {
+    write_one(out, "gauge", "jewel_energy_counter_tick_seconds", "How often the device's counter moves.",
+              labels, energy.tick_s);
+  }
+  // OpenTelemetry's hw.energy, as its exporters to Prometheus spell it.
+  const std::string_view type = info.energy_method == "nvml" ? "gpu" : "cpu";
+  write_one(out, "counter", "hw_energy_joules_total", "The device's counter, since the start.",
+            fmt::format("hw_id=\"{}\",hw_type=\"{}\"", label_value(info.energy_device), type),
+            energy.counter_joules);
 }
 
 }  // namespace
@@ -71,7 +104,8 @@ Metrics::Metrics()
       prefill_s_(kRequestBounds),
       decode_s_(kRequestBounds),
       prompt_tokens_(kTokenBounds),
-      generation_tokens_(kTokenBounds) {}
+      generation_tokens_(kTokenBounds),
+      joules_(kJouleBounds) {}
 
 void Metrics::first_token(double seconds) {
   const std::scoped_lock lock(mutex_);
@@ -93,6 +127,7 @@ void Metrics::finished(const Finish& finish, double seconds) {
   decode_s_.add(finish.timings.decode_s);
   prompt_tokens_.add(finish.usage.prompt_tokens);
   generation_tokens_.add(finish.usage.completion_tokens);
+  if (finish.energy) joules_.add(finish.energy->joules);
 }
 
 std::string Metrics::page(const Stats& stats, const ModelInfo& info, std::string_view model_name) const {
@@ -143,6 +178,21 @@ std::string Metrics::page(const Stats& stats, const ModelInfo& info, std::string
   gauge("jewel_requests_preparing", "Requests whose prompts and pictures are being read.", stats.preparing);
   counter("jewel_requests_cancelled_total", "Requests whose clients went away.", stats.cancelled);
   counter("jewel_requests_failed_total", "Requests that ended with an error.", stats.failed);
+  counter("jewel_idle_releases_total", "Times that the device was given back, since nothing was asked for.",
+          stats.idle_releases);
+  gauge("jewel_idle_released", "1 while the device is given back.", stats.idle_released ? 1 : 0);
+  write_one(out, "counter", "jewel_idle_released_seconds_total", "Time that the device was given back.",
+            labels, stats.idle_released_s);
+  write_help(out, "jewel_idle_wake_seconds", "What requests waited for the device to be had again.",
+             "summary");
+  fmt::format_to(std::back_inserter(out),
+                 "jewel_idle_wake_seconds_sum{{{0}}} {1}\njewel_idle_wake_seconds_count{{{0}}} {2}\n", labels,
+                 stats.idle_wake_s, stats.idle_wakes);
+  counter("jewel_idle_wakes_failed_total", "Times that the device could not be had again.",
+          stats.idle_wakes_failed);
+  if (!stats.energy) return out;
+  write_energy_metrics(out, stats, info, labels);
+  joules_.write(out, "jewel_request_energy_joules", "Joules of a request, rest not among them.", labels);
   return out;
 }
 

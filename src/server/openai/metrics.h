@@ -53,6 +53,7 @@ class Metrics {
   Histogram decode_s_;
   Histogram prompt_tokens_;
   Histogram generation_tokens_;
+  Histogram joules_;
   std::array<uint64_t, 8> by_reason_{};  // by EndReason
 };
 

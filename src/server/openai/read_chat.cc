@@ -56,8 +56,19 @@ void read_tool_choice(FieldReader& fields, Request& request) {
       "tool_choice"));
 }
 
+// What nobody behind this looks at; the rest of a tool is checked where its calls are written.
+void check_descriptions(FieldReader& fields, const json::array& tools) {
+  for (size_t i = 0; i < tools.size(); ++i) {
+    boost::system::error_code missing;
+    const json::value* description = tools[i].find_pointer("/function/description", missing);
+    if (description == nullptr || description->is_null() || description->is_string()) continue;
+    return fields.fail(fmt::format("tools[{}].function.description", i), *description, "a text");
+  }
+}
+
 void read_tools(FieldReader& fields, Request& request) {
   const json::array* tools = fields.array("tools");
+  if (tools != nullptr) check_descriptions(fields, *tools);
   if (tools != nullptr && !tools->empty()) request.tools = json_line(*tools);
   read_tool_choice(fields, request);
   request.parallel_tool_calls = fields.boolean("parallel_tool_calls").value_or(true);

@@ -91,12 +91,14 @@ std::string name_of_function(const json::object& choice) {
 void allow_tools(FieldReader& choice, FieldReader& fields, Request& request, json::array& tools) {
   const std::string mode = choice.text("mode").value_or("auto");
   std::set<std::string> allowed;
-  if (const json::array* list = choice.array("tools")) {
-    for (const json::value& tool : *list) {
-      if (tool.is_object()) allowed.insert(name_of_function(tool.get_object()));
-    }
-  }
+  const json::array* list = choice.array("tools");
   if (choice.failed()) return fields.fail(choice.error());
+  if (list == nullptr)
+    return fields.fail(
+        invalid("tool_choice.tools: missing; expected the tools that are allowed", "tool_choice.tools"));
+  for (const json::value& tool : *list) {
+    if (tool.is_object()) allowed.insert(name_of_function(tool.get_object()));
+  }
   if (mode != "auto" && mode != "required") {
     return fields.fail(invalid(fmt::format("tool_choice.mode: found '{}', expected auto or required", mode),
                                "tool_choice.mode"));

@@ -14,7 +14,7 @@ namespace {
 using Kind = AnswerItem::Kind;
 using What = ItemChange::What;
 
-void write_usage(JsonOut& out, const Usage& usage) {
+void write_usage(JsonOut& out, const Usage& usage, const std::optional<Energy>& energy) {
   out.open('{').field("input_tokens", usage.prompt_tokens).key("input_tokens_details").open('{');
   out.field("cached_tokens", usage.cached_tokens)
       .field("cache_write_tokens", 0)
@@ -22,7 +22,9 @@ void write_usage(JsonOut& out, const Usage& usage) {
       .close('}');
   out.field("output_tokens", usage.completion_tokens).key("output_tokens_details").open('{');
   out.field("reasoning_tokens", usage.reasoning_tokens).close('}');
-  out.field("total_tokens", usage.prompt_tokens + usage.completion_tokens).close('}');
+  out.field("total_tokens", usage.prompt_tokens + usage.completion_tokens);
+  write_energy(out, energy);
+  out.close('}');
 }
 
 void write_logprobs(JsonOut& out, const std::vector<OutputToken>& tokens, size_t from) {
@@ -132,7 +134,7 @@ class ResponsesWriter final : public AnswerWriter {
     for (size_t i = 0; i < items_.items().size(); ++i) write_item(out, i);
     out.close(']').key("usage");
     if (ended) {
-      write_usage(out, usage_);
+      write_usage(out, usage_, finish_->energy);
       write_timings(out, *finish_);
     } else {
       out.null();
