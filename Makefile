@@ -6,7 +6,7 @@ JEWEL := build/release/jewel
 # Seconds that each fuzz target runs in `make fuzz` and `make check`.
 FUZZ_SECONDS ?= 60
 # The tests in which several threads of ours meet; under TSan the others would only be slower.
-TSAN_TESTS := base_test backend_test engine_test checkpoint_test api_test hub_test
+TSAN_TESTS := base_test backend_test engine_test checkpoint_test api_test hub_test energy_test
 # What `make cuda` builds: the rest does not differ from the release build.
 CUDA_TARGETS := jewel cuda_test cuda_golden_test cuda_demo_test cuda_step
 
