@@ -2,7 +2,6 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <initializer_list>
 #include <string_view>
 #include <utility>
@@ -61,18 +60,13 @@ Result<GenerationConfig> generation_config(const std::string& word, const Genera
 
 // Waking an H200 costs at most as much as 9 s of a context that does nothing; three times that, so that who
 // talks in turns seldom waits for it (docs/idle.md). A CPU draws no less without its backend.
-constexpr double kGpuIdleRelease_s = 30;
+constexpr double kGpuIdleReleaseSeconds = 30;
 
 Result<double> idle_release(double asked, bool on_cpu) {
-  if (asked == kIdleReleaseAuto) return on_cpu ? 0 : kGpuIdleRelease_s;
+  if (asked == kIdleReleaseAuto) return on_cpu ? 0 : kGpuIdleReleaseSeconds;
   if (asked >= 0) return asked;
   return invalid(fmt::format("idle_release_s: found {}, expected seconds, or 0 for never", asked),
                  "idle_release_s");
-}
-
-// "cuda:1" is 1; the device has been opened, so nothing else can stand there.
-int cuda_index_of(const std::string& device) {
-  return device.starts_with("cuda:") ? std::atoi(device.c_str() + 5) : 0;
 }
 
 // What was asked of a GPU and has no meaning on a CPU, said once.
@@ -140,8 +134,9 @@ Result<EngineParts> open_parts(const std::string& directory, const EngineOptions
   parts.kv_memory_bytes = created.kv_memory_bytes;
   parts.one_ahead = !created.on_cpu;
   parts.idle_release_s = idle_release_s;
-  parts.energy = find_counter(
-      {.which = options.meter, .on_gpu = !created.on_cpu, .cuda_index = cuda_index_of(options.device)});
+  const auto gpu = cuda_index(options.device);  // it has been opened: an Error is "cpu"
+  parts.energy =
+      find_counter({.which = options.meter, .on_gpu = !created.on_cpu, .cuda_index = gpu.ok() ? *gpu : 0});
   if (parts.energy.counter == nullptr && (options.meter == "nvml" || options.meter == "rapl")) {
     return unsupported(fmt::format("meter: {} was asked for, and there is none: {}; use auto or none",
                                    options.meter, parts.energy.why),

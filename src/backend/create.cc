@@ -4,6 +4,7 @@
 
 #include <charconv>
 #include <fstream>
+#include <string_view>
 
 #include "backend/cpu/cpu_backend.h"
 #include "backend/releasable_backend.h"
@@ -36,19 +37,6 @@ Result<CreatedBackend> create_cpu(const ModelConfig& config, const ModelWeights&
   JEWEL_ASSIGN(out.backend, make_cpu_backend(config, weights, options));
   out.kv_memory_bytes = available_memory_bytes() / 2;  // the other half: activations, pictures, page cache
   return out;
-}
-
-// "cuda" is device 0, "cuda:1" is device 1.
-Result<int> cuda_index(const std::string& device) {
-  int index = 0;
-  if (device == "cuda" || device == "auto") return 0;
-  const char* begin = device.data() + 5;
-  const char* end = device.data() + device.size();
-  const auto [parsed, error] = std::from_chars(begin, end, index);
-  if (!device.starts_with("cuda:") || error != std::errc() || parsed != end || index < 0) {
-    return invalid(fmt::format("device: found '{}', expected auto, cpu, cuda or cuda:N", device), "device");
-  }
-  return index;
 }
 
 #ifdef JEWEL_HAS_CUDA
@@ -87,6 +75,19 @@ Result<CreatedBackend> create_cuda(const ModelConfig& config, const ModelWeights
 #endif
 
 }  // namespace
+
+Result<int> cuda_index(const std::string& device) {
+  if (device == "cuda" || device == "auto") return 0;
+  constexpr std::string_view kPrefix = "cuda:";
+  int index = -1;
+  if (device.starts_with(kPrefix)) {
+    const char* end = device.data() + device.size();
+    const auto [parsed, error] = std::from_chars(device.data() + kPrefix.size(), end, index);
+    if (error != std::errc() || parsed != end) index = -1;
+  }
+  if (index >= 0) return index;
+  return invalid(fmt::format("device: found '{}', expected auto, cpu, cuda or cuda:N", device), "device");
+}
 
 Result<CreatedBackend> create_backend(const ModelConfig& config, const ModelWeights& weights,
                                       const BackendChoice& choice) {

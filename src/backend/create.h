@@ -36,6 +36,9 @@ struct CreatedBackend {
   std::function<void()> give_back;  // the device to the machine, once no backend is left; empty on the CPU
 };
 
+// "cuda" is device 0, "cuda:1" is device 1; what names no GPU is an Error.
+Result<int> cuda_index(const std::string& device);
+
 // `config` and `weights` must outlive the backend. Errors name the flag: device, dtype, ple …
 Result<CreatedBackend> create_backend(const ModelConfig& config, const ModelWeights& weights,
                                       const BackendChoice& choice);

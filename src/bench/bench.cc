@@ -45,6 +45,7 @@ Result<RunPlan> make_ready(Target& target, const RequestSet& set, const Load& lo
 // Requests a second towards the end of a warm-up: those that ended behind the first wave.
 double pace_of(const RunRecord& warmup) {
   std::vector<Clock::time_point> ends;
+  ends.reserve(warmup.requests.size());
   for (const RequestRecord& request : warmup.requests) ends.push_back(request.answer.ended);
   std::ranges::sort(ends);
   const size_t wave = std::min(static_cast<size_t>(warmup.load.concurrency), ends.size() - 1);
@@ -102,6 +103,7 @@ class Bench {
     if (std::ranges::any_of(targets_, [](const auto& target) { return target->info().in_process; }))
       say_("what the device can read and multiply", 0, 0);
     std::vector<Rates> rates;
+    rates.reserve(targets_.size());
     for (const auto& target : targets_) rates.push_back(target->measure_rates());
     return rates;
   }

@@ -45,6 +45,7 @@ class Parts {
     if (comparisons.empty()) return;
     page_.section("B over A");
     std::vector<TableRow> rows;
+    rows.reserve(comparisons.size());
     for (const Comparison& c : comparisons) {
       rows.push_back({c.what, fmt::format("{:.3f}", c.ratio.median),
                       fmt::format("{:.3f} to {:.3f}", c.ratio.low, c.ratio.high),
@@ -79,6 +80,7 @@ class Parts {
       if (samples.values.size() > kMostSamples) {
         std::ranges::sort(samples.values);
         std::vector<double> fewer;
+        fewer.reserve(kMostSamples);
         for (size_t i = 0; i < kMostSamples; ++i)
           fewer.push_back(samples.values[i * (samples.values.size() - 1) / (kMostSamples - 1)]);
         samples.values = std::move(fewer);

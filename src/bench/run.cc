@@ -137,6 +137,7 @@ std::string Load::text() const {
 std::vector<double> arrival_times(int requests, double rate, uint64_t seed) {
   Draws draws(seed ^ 0x61727269);  // not the stream that made the requests
   std::vector<double> times;
+  times.reserve(static_cast<size_t>(requests));
   double now = 0;
   for (int i = 0; i < requests; ++i) {
     times.push_back(now);

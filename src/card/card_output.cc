@@ -62,6 +62,7 @@ std::string joules_text(const BenchResult& bench) {
 std::string speed_text(const CardOutcome& outcome) {
   const BenchResult& bench = outcome.bench;
   std::vector<std::string> points;
+  points.reserve(bench.points.size());
   for (const BenchPoint& point : bench.points)
     points.push_back(fmt::format("{}, {}: {} requests", point.set, point.load.text(), point.requests));
   return fmt::format(
@@ -162,6 +163,7 @@ std::string card_page(const CardSettings& settings, const CardOutcome& outcome, 
   const std::vector<CardRow> rows = card_rows(settings, outcome);
   page.section("Expected performance");
   std::vector<TableRow> table;
+  table.reserve(rows.size());
   for (const CardRow& row : rows) table.push_back({row.metric, row.bf16, row.fp8, row.change});
   page.table({{""}, {"BF16", true}, {"FP8", true}, {"change"}}, table);
   page.paragraph(fmt::format("Speed: {}.", speed_text(outcome)));

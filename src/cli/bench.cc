@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <fstream>
 
+#include "backend/create.h"
 #include "bench/bench.h"
 #include "bench/output.h"
 #include "cli/bench_simulate.h"
@@ -148,11 +149,9 @@ FoundCounter counter_of(const BenchFlags& flags, const std::vector<std::unique_p
       }
     }
   }
-  CounterWish wish{.which = flags.meter, .on_gpu = {}, .cuda_index = 0};
-  const std::string& device = flags.engine.device;
+  const auto gpu = cuda_index(flags.engine.device);
+  CounterWish wish{.which = flags.meter, .on_gpu = {}, .cuda_index = gpu.ok() ? *gpu : 0};
   if (targets.front()->info().in_process) wish.on_gpu = targets.front()->info().where.starts_with("cuda");
-  if (device.starts_with("cuda:"))
-    wish.cuda_index = std::atoi(device.c_str() + 5);  // it was opened, so it is one
   return find_counter(wish);
 }
 

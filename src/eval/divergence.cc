@@ -98,6 +98,7 @@ Divergence DivergenceSum::result(int resamples, uint64_t seed) const {
   out.candidate_perplexity = std::exp(-candidate_logprob_ / n);
   // A text's mean is the ratio of two sums, so the ratio's bootstrap serves here too.
   std::vector<TaskScore> ratios;
+  ratios.reserve(texts_.size());
   for (const Text& text : texts_)
     ratios.push_back({.base = static_cast<double>(text.tokens), .candidate = text.kl});
   out.kl_interval =

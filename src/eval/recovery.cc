@@ -99,6 +99,7 @@ RecoveryTable recovery_of(std::span<const EvalTask> tasks, std::span<const TaskA
     row.base = side(tasks, base, of, table.tasks, &TaskScore::base);
     row.candidate = side(tasks, candidate, of, table.tasks, &TaskScore::candidate);
     std::vector<TaskScore> scores;
+    scores.reserve(of.size());
     for (const size_t i : of) scores.push_back(table.tasks[i]);
     if (row.base.score > 0) {
       row.recovery = row.candidate.score / row.base.score;

@@ -224,6 +224,7 @@ void HtmlPage::plot(const Plot& plot) {
   body_ += fmt::format("<figure><h3>{}</h3>{}{}", html_text(plot.title), legend(plot.legend), plot.svg);
   if (plot.table.size() > 1) {
     std::vector<TableColumn> columns;
+    columns.reserve(plot.table[0].size());
     for (size_t i = 0; i < plot.table[0].size(); ++i) columns.push_back({plot.table[0][i], i > 0});
     body_ += fmt::format("<details><summary>Data</summary>{}</details>",
                          table_html(columns, {plot.table.begin() + 1, plot.table.end()}));
@@ -233,6 +234,7 @@ void HtmlPage::plot(const Plot& plot) {
 
 void HtmlPage::figures(const ResultFile& result) {
   std::vector<TableRow> rows;
+  rows.reserve(result.figures.size());
   for (const Figure& figure : result.figures) {
     rows.push_back({figure.name, figure.value ? number_text(*figure.value) : "not measured", figure.unit,
                     figure.ceiling ? number_text(*figure.ceiling) : "",

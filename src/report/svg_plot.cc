@@ -196,6 +196,7 @@ size_t colour(size_t i) {
 std::vector<std::pair<double, double>> thinned(const std::vector<std::pair<double, double>>& points) {
   if (points.size() <= kMostPoints) return points;
   std::vector<std::pair<double, double>> kept;
+  kept.reserve(kMostPoints);
   for (size_t i = 0; i < kMostPoints; ++i)
     kept.push_back(points[i * (points.size() - 1) / (kMostPoints - 1)]);
   return kept;

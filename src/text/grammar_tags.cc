@@ -141,6 +141,7 @@ class TagWriter {
     std::string out;
     if (said < tag.begin.size()) out = lark_string(std::string_view(tag.begin).substr(said)) + " ";
     std::vector<std::string> ends;
+    ends.reserve(tag.ends.size());
     if (tag.content.empty()) {
       for (const std::string& end : tag.ends) ends.push_back(end.empty() ? any_text() : text_until(end));
       return out + either(ends);
@@ -201,6 +202,7 @@ class TagWriter {
     }
     const std::string segment = rule(either(segments));
     std::vector<std::string> whole;
+    whole.reserve(tags.size());
     if (at_least_one) {  // the answer begins with a tag
       for (const Tag& tag : tags) whole.push_back(rest_of(tag, 0));
       const std::string first = rule(either(whole));
@@ -214,6 +216,7 @@ class TagWriter {
     JEWEL_ASSIGN(const std::vector<Tag> tags, tags_of(object, where, depth));
     JEWEL_ASSIGN(const std::string separator, text(object, "separator", where));
     std::vector<std::string> alternatives;
+    alternatives.reserve(tags.size());
     for (const Tag& tag : tags) alternatives.push_back(rest_of(tag, 0));
     const std::string one = rule(either(alternatives));
     const std::string between = separator.empty() ? "" : lark_string(separator) + " ";

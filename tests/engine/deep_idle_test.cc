@@ -266,6 +266,9 @@ TEST_F(DeepIdle, Storm) {
   }
   for (std::thread& client : clients) client.join();
   ASSERT_TRUE(comes_true([&] { return released(); }));
+  refuse_ = 0;
+  expect_answer(plain_request(1));  // on a busy machine it may be the first that finds the device away
+  ASSERT_TRUE(comes_true([&] { return released(); }));
   const EngineStats stats = loop_->stats();
   EXPECT_EQ(answered + refused, kClients * kRounds);
   EXPECT_GT(answered, refused);

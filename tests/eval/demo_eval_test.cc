@@ -130,7 +130,7 @@ TEST_F(DemoEval, BrokenScalesFailAndTheCategoryIsNamed) {
     std::ofstream out(suite);
     std::ifstream in(kSuite);
     for (std::string line; std::getline(in, line);) {
-      if (line.find("\"images\"") == std::string::npos) out << line << '\n';
+      if (line.find("\"images\": []") != std::string::npos) out << line << '\n';
     }
   }
   const std::string out = (folder() / "out").string();
