@@ -5,6 +5,8 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <functional>
+#include <future>
 #include <mutex>
 #include <thread>
 
@@ -83,6 +85,18 @@ class Later final : public PendingReply {
   std::atomic<bool> ready_{false};
 };
 
+// Has its wake() given to somebody who never stops calling it.
+class Rung final : public PendingReply {
+ public:
+  explicit Rung(std::promise<std::function<void()>>& to) : to_(to) {}
+  void start(std::function<void()> wake) override { to_.set_value(std::move(wake)); }
+  Progress take() override { return {}; }
+  void stop() override {}
+
+ private:
+  std::promise<std::function<void()>>& to_;
+};
+
 class Stub final : public HttpHandler {
  public:
   Admission admit(const ServerRequest& head) override {
@@ -97,6 +111,7 @@ class Stub final : public HttpHandler {
   Reply handle(ServerRequest&& request) override {
     ++handled;
     if (request.path == "/later") return std::make_unique<Later>();
+    if (request.path == "/rung") return std::make_unique<Rung>(rung);
     if (request.path == "/never") return std::make_unique<Pieces>(0, 5);
     if (request.path == "/pieces") return std::make_unique<Pieces>(3, 10);
     if (request.path == "/flood") return std::make_unique<Pieces>(100'000, 10'000);
@@ -108,6 +123,7 @@ class Stub final : public HttpHandler {
     return {.status = status, .content_type = "text/plain", .body = std::string(message)};
   }
   std::atomic<int> handled{0};
+  std::promise<std::function<void()>> rung;
 };
 
 class Http : public testing::Test {
@@ -413,6 +429,23 @@ TEST_F(Http, ListensOnAUnixSocket) {
   client.close();
   server_.reset();
   EXPECT_NE(::access(path.c_str(), F_OK), 0);
+}
+
+// A worker that is done just then: it owns nothing that goes with the server.
+TEST_F(Http, EndsWhileItsConnectionsAreWoken) {
+  for (int round = 0; round < 20; ++round) {
+    stub_.rung = {};
+    start();
+    RawClient client(port());
+    ASSERT_TRUE(client.send("GET /rung HTTP/1.1\r\nHost: x\r\n\r\n"));
+    std::atomic<bool> stop{false};
+    std::thread ringing([&stop, wake = stub_.rung.get_future().get()] {
+      while (!stop) wake();
+    });
+    server_.reset();
+    stop = true;
+    ringing.join();
+  }
 }
 
 TEST_F(Http, SaysWhyItCannotListen) {

@@ -6,6 +6,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/redirect_error.hpp>
 #include <boost/asio/use_awaitable.hpp>
+#include <mutex>
 #include <random>
 #include <utility>
 #include <vector>
@@ -120,6 +121,26 @@ class Connection::Waker : public std::enable_shared_from_this<Waker> {
   std::atomic<bool> awake_{false};
 };
 
+// What others hold to wake a connection. They may be the last to let go of it, after the connection and its
+// io_context are gone, so there is nothing of Asio's in it.
+class Connection::Bell {
+ public:
+  explicit Bell(Waker* waker) : waker_(waker) {}
+
+  void ring() {
+    const std::lock_guard lock(mutex_);
+    if (waker_ != nullptr) waker_->wake();
+  }
+  void take_down() {
+    const std::lock_guard lock(mutex_);
+    waker_ = nullptr;
+  }
+
+ private:
+  std::mutex mutex_;
+  Waker* waker_;
+};
+
 Connection::Connection(std::shared_ptr<Transport> transport, asio::any_io_executor strand,
                        HttpHandler& handler, const HttpOptions& options,
                        std::shared_ptr<ConnectionTable> table, bool refuse)
@@ -129,9 +150,11 @@ Connection::Connection(std::shared_ptr<Transport> transport, asio::any_io_execut
       options_(options),
       table_(std::move(table)),
       waker_(std::make_shared<Waker>(strand_)),
+      bell_(std::make_shared<Bell>(waker_.get())),
       refuse_(refuse) {}
 
 Connection::~Connection() {
+  bell_->take_down();
   table_->remove(this);
 }
 
@@ -311,9 +334,7 @@ asio::awaitable<bool> Connection::answer(ServerRequest request, bool& keep_alive
   if (const auto* whole = std::get_if<ServerResponse>(&reply))
     co_return co_await send(*whole, keep_alive, head_only);
   PendingReply& pending = *std::get<std::unique_ptr<PendingReply>>(reply);
-  pending.start([waker = std::weak_ptr<Waker>(waker_)] {
-    if (const auto alive = waker.lock()) alive->wake();
-  });
+  pending.start([bell = bell_] { bell->ring(); });
   co_return co_await answer_pending(pending, head_only, keep_alive, old_client);
 }
 

@@ -58,6 +58,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
  private:
   class Waker;
+  class Bell;
   class BodyBytes;
   enum class Next : uint8_t { kRequest, kEnd, kClose, kLinger };
 
@@ -81,6 +82,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   const HttpOptions& options_;
   const std::shared_ptr<ConnectionTable> table_;
   const std::shared_ptr<Waker> waker_;
+  const std::shared_ptr<Bell> bell_;
   const bool refuse_;
 
   std::string input_;  // read and not yet parsed
