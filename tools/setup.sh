@@ -53,7 +53,11 @@ LIST
         echo "rust-web-clippy        cmd:cargo-clippy      lint of rust/textkit"
         echo "rustfmt-web            cmd:cargo-fmt         lint of rust/textkit"
       fi ;;
-    clients) echo "python3-venv           py:ensurepip          the virtual environment in build/clients" ;;
+    clients) cat <<'LIST'
+python3-venv           py:ensurepip          the virtual environment in build/clients
+curl                   cmd:curl              examples/curl.sh, and the call that a model card shows
+LIST
+      ;;
     bench) ;;  # the benchmarks run the program itself and need nothing more than its build
     cuda) # wheels go into a virtual environment, and Debian keeps pip for one in a package of its own
       if [ -z "$(find_nvcc)" ]; then echo "python3-venv           py:ensurepip          NVIDIA's wheels"; fi ;;

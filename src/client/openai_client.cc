@@ -123,16 +123,16 @@ class OpenAiClient::Impl {
   Result<void> prepare_tls() {
     tls_ = std::make_unique<asio::ssl::context>(asio::ssl::context::tls_client);
     error_code error;
-    tls_->set_options(asio::ssl::context::no_sslv2 | asio::ssl::context::no_sslv3 |
-                          asio::ssl::context::no_tlsv1 | asio::ssl::context::no_tlsv1_1,
-                      error);
-    if (!options_.verify_tls) {
-      tls_->set_verify_mode(asio::ssl::verify_none, error);
-      return {};
-    }
-    tls_->set_verify_mode(asio::ssl::verify_peer, error);
+    const auto cannot = [&] { return internal(fmt::format("TLS cannot be set up: {}", error.message())); };
+    if (tls_->set_options(asio::ssl::context::no_sslv2 | asio::ssl::context::no_sslv3 |
+                              asio::ssl::context::no_tlsv1 | asio::ssl::context::no_tlsv1_1,
+                          error))
+      return cannot();
+    const auto verify = options_.verify_tls ? asio::ssl::verify_peer : asio::ssl::verify_none;
+    if (tls_->set_verify_mode(verify, error)) return cannot();
+    if (!options_.verify_tls) return {};
     if (options_.ca_file.empty()) {
-      tls_->set_default_verify_paths(error);
+      if (tls_->set_default_verify_paths(error)) return cannot();
     } else if (tls_->load_verify_file(options_.ca_file, error)) {
       return invalid(fmt::format("--ca-file {}: {}; expected a PEM file", options_.ca_file, error.message()),
                      "ca_file");
@@ -374,7 +374,7 @@ class OpenAiClient::Impl {
       co_await connect_socket(socket, endpoint, limit, error);
       if (error) continue;
       error_code ignored;  // a Unix socket has no such thing
-      socket.set_option(asio::ip::tcp::no_delay(true), ignored);
+      ignored = socket.set_option(asio::ip::tcp::no_delay(true), ignored);
       auto line = std::make_unique<Line>(make_client_transport(std::move(socket), tls_.get(), url_.host));
       line->transport->set_deadline(limit);
       lines_.insert(line.get());
@@ -410,7 +410,7 @@ class OpenAiClient::Impl {
 
   static void close(StreamSocket& socket) {
     error_code ignored;
-    socket.close(ignored);
+    ignored = socket.close(ignored);
   }
 
   ClientOptions options_;

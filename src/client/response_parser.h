@@ -13,7 +13,7 @@ namespace jewel {
 
 class ResponseParser {
  public:
-  ResponseParser(size_t max_body_bytes, bool head_only = false);
+  explicit ResponseParser(size_t max_body_bytes, bool head_only = false);
   ~ResponseParser();
   ResponseParser(const ResponseParser&) = delete;
   ResponseParser& operator=(const ResponseParser&) = delete;

@@ -249,7 +249,7 @@ ResultFile eval_result(const EvalSettings& settings, const EvalOutcome& outcome)
       if (side->cut_off > 0)
         result.notes.push_back(fmt::format("{} answers of the {} ended at max_tokens", side->cut_off, name));
     }
-    result.notes.push_back(
+    result.notes.emplace_back(
         "Intervals are 95 % percentile bootstraps over tasks, both models' points drawn together; where no "
         "task differs, an interval has no width, whatever tasks were not asked.");
   }

@@ -304,7 +304,7 @@ Plot distribution_plot(std::string title, const Axis& x_axis, const std::vector<
 Plot stacked_bars(std::string title, std::string unit, const std::vector<std::string>& parts,
                   const std::vector<StackedBar>& bars) {
   Plot plot{.title = std::move(title), .legend = parts, .table = {{""}}};
-  for (const std::string& part : parts) plot.table[0].push_back(part + ", " + unit);
+  for (const std::string& part : parts) plot.table[0].push_back(fmt::format("{}, {}", part, unit));
   plot.table[0].push_back("sum, " + unit);
   Range range;
   const auto total = [](const StackedBar& bar) {

@@ -340,8 +340,27 @@ TEST_F(OpenAi, SaysWhatIsWrongWithARequest) {
   expect_error(R"({"messages":[{"role":"user","content":[{"type":"video_url"}]}]})", 400,
                "messages[0].content[0].type", "not served");
   expect_error(message + R"("model":"gpt-5"})", 404, "model", "gpt-5");
-  expect_error(message + R"("tools":[{"type":"function","function":{"name":"f","description":{}}}]})", 400,
-               "tools[0].function.description", "a text");
+  const auto tools = [&](const std::string& tool) { return message + R"("tools":[)" + tool + "]}"; };
+  expect_error(tools("7"), 400, "tools[0]", "an object");
+  expect_error(tools(R"({"type":"web_search"})"), 400, "tools[0].type", "not served");
+  expect_error(tools(R"({"type":"function","function":[]})"), 400, "tools[0].function", "found");
+  expect_error(tools(R"({"type":"function"})"), 400, "tools[0].function", "missing");
+  expect_error(tools(R"({"function":{"name":{}}})"), 400, "tools[0].function.name", "a string");
+  expect_error(tools(R"({"function":{}})"), 400, "tools[0].function.name", "missing");
+  expect_error(tools(R"({"function":{"name":"f","description":{}}})"), 400, "tools[0].function.description",
+               "a string");
+  const auto call = [](const std::string& calls) {
+    return R"({"messages":[{"role":"user","content":"x"},{"role":"assistant","tool_calls":)" + calls + "}]}";
+  };
+  expect_error(call("7"), 400, "messages[1].tool_calls", "a list");
+  expect_error(call("[7]"), 400, "messages[1].tool_calls[0]", "a call");
+  expect_error(call(R"([{"id":7}])"), 400, "messages[1].tool_calls[0].id", "a string");
+  expect_error(call(R"([{"type":"x","function":{"name":"f"}}])"), 400, "messages[1].tool_calls[0].type",
+               "function");
+  expect_error(call(R"([{"function":{"name":"f","arguments":7}}])"), 400,
+               "messages[1].tool_calls[0].function.arguments", "a JSON object");
+  expect_error(R"({"messages":[{"role":"tool","tool_call_id":7,"content":"x"}]})", 400,
+               "messages[0].tool_call_id", "a string");
   expect_error(message + R"("temperature":"hot"})", 400, "temperature", "a number");
   expect_error(message + R"("temperature":1e999})", 400, "temperature", "Infinity");
   expect_error(message + R"("temperature":-1})", 400, "temperature", "");

@@ -392,6 +392,8 @@ TEST_F(Responses, SaysWhatIsWrong) {
                "expected auto");
   expect_error(with(kWho, R"("tool_choice":{"type":"allowed_tools","mode":"auto","tools":null})"),
                "tool_choice.tools", "missing");
+  expect_error(with(kWho, R"("tool_choice":{"type":"allowed_tools","mode":null,"tools":[]})"),
+               "tool_choice.mode", "auto or required");
   expect_error(with(kWho, R"("text":{"format":{"type":"xml"}})"), "text.format.type", "xml");
   expect_error(with(kWho, R"("text":{"format":{"type":"json_schema","name":"x"}})"), "text.format.schema",
                "missing");

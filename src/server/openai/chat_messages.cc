@@ -66,6 +66,34 @@ Result<json::value> read_part(const json::value& value, const std::string& at, C
   return invalid(fmt::format("{}.type: found '{}', expected text or image_url", at, type), at + ".type");
 }
 
+// The shape of a turn's calls; what their names and arguments say is seen where the template gets them.
+Result<void> check_calls(FieldReader& message) {
+  const json::array* calls = message.array("tool_calls");
+  message.text("tool_call_id");
+  if (message.failed()) return message.error();
+  for (size_t i = 0; calls != nullptr && i < calls->size(); ++i) {
+    const std::string at = fmt::format("{}[{}]", message.at("tool_calls"), i);
+    const json::object* object = (*calls)[i].if_object();
+    if (object == nullptr)
+      return invalid(fmt::format("{}: found {}, expected a call", at, describe((*calls)[i])), at);
+    FieldReader call(*object, at);
+    call.text("id");
+    const std::string type = call.text("type").value_or("function");
+    const json::object* function = call.object("function");
+    if (!call.failed() && type != "function")
+      call.fail(
+          invalid(fmt::format("{}: found '{}', expected function", call.at("type"), type), call.at("type")));
+    if (call.failed()) return call.error();
+    const json::value* arguments = function != nullptr ? function->if_contains("arguments") : nullptr;
+    if (arguments != nullptr && !arguments->is_string() && !arguments->is_object() && !arguments->is_null()) {
+      const std::string field = at + ".function.arguments";
+      return invalid(fmt::format("{}: found {}, expected a JSON object as text", field, describe(*arguments)),
+                     field);
+    }
+  }
+  return {};
+}
+
 Result<json::value> read_message(const json::value& value, const std::string& at, ChatMessages& out) {
   const json::object* object = value.if_object();
   if (object == nullptr)
@@ -78,6 +106,7 @@ Result<json::value> read_message(const json::value& value, const std::string& at
                                role ? fmt::format("'{}'", *role) : "none"),
                    at + ".role");
   }
+  JEWEL_TRY(check_calls(fields));
   json::object message;
   for (const auto& [key, item] : *object) {
     if (key != "content" || !item.is_array()) {

@@ -56,19 +56,38 @@ void read_tool_choice(FieldReader& fields, Request& request) {
       "tool_choice"));
 }
 
-// What nobody behind this looks at; the rest of a tool is checked where its calls are written.
-void check_descriptions(FieldReader& fields, const json::array& tools) {
-  for (size_t i = 0; i < tools.size(); ++i) {
-    boost::system::error_code missing;
-    const json::value* description = tools[i].find_pointer("/function/description", missing);
-    if (description == nullptr || description->is_null() || description->is_string()) continue;
-    return fields.fail(fmt::format("tools[{}].function.description", i), *description, "a text");
+// The shape of a function's declaration; whether its schema can be kept is seen where its calls are written.
+Result<void> check_tool(const json::value& value, const std::string& at) {
+  const json::object* object = value.if_object();
+  if (object == nullptr)
+    return invalid(fmt::format("{}: found {}, expected an object with a function", at, describe(value)), at);
+  FieldReader tool(*object, at);
+  const std::string type = tool.text("type").value_or("function");
+  const json::object* declared = tool.object("function");
+  if (tool.failed()) return tool.error();
+  if (type != "function")
+    return unsupported(fmt::format("{}.type: '{}' is not served, tools of type function are", at, type),
+                       at + ".type");
+  if (declared == nullptr)
+    return invalid(fmt::format("{}.function: missing; expected its name and parameters", at),
+                   at + ".function");
+  FieldReader function(*declared, at + ".function");
+  const bool has_name = function.text("name").has_value();
+  function.text("description");
+  if (!function.failed() && !has_name) {
+    function.fail(invalid(fmt::format("{}: missing; expected the function's name", function.at("name")),
+                          function.at("name")));
   }
+  if (function.failed()) return function.error();
+  return {};
 }
 
 void read_tools(FieldReader& fields, Request& request) {
   const json::array* tools = fields.array("tools");
-  if (tools != nullptr) check_descriptions(fields, *tools);
+  for (size_t i = 0; tools != nullptr && i < tools->size(); ++i) {
+    if (const auto good = check_tool((*tools)[i], fmt::format("tools[{}]", i)); !good.ok())
+      return fields.fail(good.error());
+  }
   if (tools != nullptr && !tools->empty()) request.tools = json_line(*tools);
   read_tool_choice(fields, request);
   request.parallel_tool_calls = fields.boolean("parallel_tool_calls").value_or(true);

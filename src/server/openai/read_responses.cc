@@ -89,7 +89,7 @@ std::string name_of_function(const json::object& choice) {
 
 // {"type": "allowed_tools", "mode": …, "tools": […]}: the others are not shown to the model.
 void allow_tools(FieldReader& choice, FieldReader& fields, Request& request, json::array& tools) {
-  const std::string mode = choice.text("mode").value_or("auto");
+  const std::string mode = choice.text("mode").value_or("nothing");
   std::set<std::string> allowed;
   const json::array* list = choice.array("tools");
   if (choice.failed()) return fields.fail(choice.error());
@@ -155,6 +155,7 @@ void read_text(FieldReader& fields, Asked& asked, Request& request) {
     if (type == "json_object") {
       request.grammar.kind = Grammar::Kind::kJsonObject;
     } else if (type == "json_schema") {
+      format.text("name");
       const json::value* schema = format.any("schema");
       if (schema != nullptr && (schema->is_object() || schema->is_bool()))
         request.grammar = {.kind = Grammar::Kind::kJsonSchema, .text = json_line(*schema)};
