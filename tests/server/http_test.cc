@@ -433,7 +433,7 @@ TEST_F(Http, ListensOnAUnixSocket) {
 
 // A worker that is done just then: it owns nothing that goes with the server.
 TEST_F(Http, EndsWhileItsConnectionsAreWoken) {
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < 3; ++round) {  // a second each: the reply has no end
     stub_.rung = {};
     start();
     RawClient client(port());
