@@ -29,7 +29,7 @@ struct Cancel {
 using Mail = std::variant<Submit, Cancel>;
 using Clock = std::chrono::steady_clock;
 
-constexpr double kLongestIdle_s = 1e8;  // three years: what a clock can be asked to wait for
+constexpr double kLongestIdleSeconds = 1e8;  // three years: what a clock can be asked to wait for
 
 double seconds(EngineTime time) {
   return std::chrono::duration<double>(time).count();
@@ -244,7 +244,7 @@ Result<std::unique_ptr<EngineLoop>> EngineLoop::start(Backend& backend, const Mo
   sha256({});
   auto impl = std::make_unique<Impl>();
   impl->idle_release = std::chrono::duration_cast<Clock::duration>(
-      std::chrono::duration<double>(std::min(idle_release_s, kLongestIdle_s)));
+      std::chrono::duration<double>(std::min(idle_release_s, kLongestIdleSeconds)));
   impl->device = backend.info().name;
   impl->max_waiting = std::exchange(options.max_waiting, std::numeric_limits<int>::max());
   JEWEL_ASSIGN(impl->scheduler, Scheduler::make(backend, config, std::move(options)));
