@@ -29,6 +29,7 @@ struct ReportFlags {
   std::string keep;
   std::vector<int> concurrency = {1};
   bool drop_unused = false;
+  bool no_ceilings = false;
   std::string json_file, csv_file, html_file;
   bool quiet = false;
 };
@@ -164,6 +165,7 @@ int report_on(ReportFlags& flags) {
   card.quantize.strategy = flags.scheme == "fp8-channel" ? ScaleStrategy::kChannel : ScaleStrategy::kTensor;
   card.quantize.unused = flags.drop_unused ? Unused::kDrop : Unused::kKeep;
   card.quantize.n_threads = card.engine.n_threads;
+  card.bench.ceilings = !flags.no_ceilings;
   for (const int concurrency : flags.concurrency) card.bench.loads.push_back({.concurrency = concurrency});
   std::signal(SIGINT, [](int) { interrupted = true; });
   std::signal(SIGTERM, [](int) { interrupted = true; });
@@ -199,6 +201,8 @@ void add_speed_options(CLI::App& app, ReportFlags& flags) {
       ->check(CLI::Range(1, 1000))
       ->group(group);
   app.add_option("--seed", bench.seed, "Of what is made up")->capture_default_str()->group(group);
+  app.add_flag("--no-ceilings", flags.no_ceilings, "Do not measure what the device can read and multiply")
+      ->group(group);
   app.add_option("--meter", flags.card.meter, "Of joules: auto, none, nvml, rapl")
       ->capture_default_str()
       ->check(CLI::IsMember({"auto", "none", "nvml", "rapl"}))

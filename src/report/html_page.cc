@@ -45,7 +45,7 @@ svg text{font-size:13px;fill:var(--ink);paint-order:stroke;stroke:var(--card);st
 .mid{text-anchor:middle}.end{text-anchor:end}
 .grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}
 .gate{stroke:var(--ink);stroke-width:1.5;stroke-dasharray:5 4}
-.line{fill:none;stroke-width:2;stroke-linejoin:round}.roof{stroke:var(--soft)}
+.line{fill:none;stroke-width:2;stroke-linejoin:round}.again{stroke-width:5;stroke-opacity:.45}.roof{stroke:var(--soft)}
 .span{stroke-width:3;stroke-linecap:round}
 .span.good{stroke:var(--good)}.span.bad{stroke:var(--bad)}
 .mark.good{fill:var(--good)}.mark.bad{fill:var(--paper);stroke:var(--bad);stroke-width:3}
@@ -79,8 +79,8 @@ std::string legend(const std::vector<std::string>& names) {
     out += fmt::format(
         "<li><svg viewBox=\"0 0 22 10\" aria-hidden=\"true\"><rect class=\"f{0}\" x=\"1\" y=\"1\" "
         "width=\"8\" height=\"8\" rx=\"2\"/>"
-        "<line class=\"line l{0}\" x1=\"9\" y1=\"5\" x2=\"22\" y2=\"5\"/></svg>{1}</li>",
-        i % 6, html_text(names[i]));
+        "<line class=\"line l{0}{2}\" x1=\"9\" y1=\"5\" x2=\"22\" y2=\"5\"/></svg>{1}</li>",
+        i % 6, html_text(names[i]), i >= 6 ? " again" : "");
   }
   return out + "</ul>";
 }

@@ -192,6 +192,11 @@ size_t colour(size_t i) {
   return i % kColours;
 }
 
+// Colours and dashes begin again with the seventh line; it is broad and pale then.
+std::string line_style(size_t i) {
+  return fmt::format("line l{}{}", colour(i), i >= kColours ? " again" : "");
+}
+
 // Spreads what is kept over the whole line, ends included.
 std::vector<std::pair<double, double>> thinned(const std::vector<std::pair<double, double>>& points) {
   if (points.size() <= kMostPoints) return points;
@@ -248,7 +253,7 @@ Plot line_plot(std::string title, const Axis& x_axis, const Axis& y_axis, const 
       line.emplace_back(x.at(px), y.at(py));
       plot.table.push_back({series[i].name, number_text(px), number_text(py)});
     }
-    svg.path(fmt::format("line l{}", colour(i)), line);
+    svg.path(line_style(i), line);
     if (line.size() == 1)
       svg.dot(fmt::format("f{}", colour(i)), line[0].first, line[0].second, 4, series[i].name);
     plot.legend.push_back(series[i].name);
@@ -292,7 +297,7 @@ Plot distribution_plot(std::string title, const Axis& x_axis, const std::vector<
       line.emplace_back(x.at(values[k]), y.at(100.0 * static_cast<double>(k + 1) / n));
     }
     line.emplace_back(kWidth - kRight, y.at(100));
-    svg.path(fmt::format("line l{}", colour(i)), values.size() > kMostPoints ? thinned(line) : line);
+    svg.path(line_style(i), values.size() > kMostPoints ? thinned(line) : line);
     plot.table.push_back({samples[i].name, number_text(n), number_text(percentile(values, 0.5)),
                           number_text(percentile(values, 0.9)), number_text(percentile(values, 0.99)),
                           number_text(values.back())});

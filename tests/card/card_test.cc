@@ -60,13 +60,13 @@ class Report : public ::testing::Test {
 TEST_F(Report, OneCommandGivesTheTableOfAModelCard) {
   std::ofstream(path("text.txt")) << "There are 3 circles. The triangle is green. The word is \"violin\".\n";
   const ProgramOutput output = run_program(
-      command({"--suite", kSuite, "--limit", "2", "--text", path("text.txt"), "--keep", path("fp8"), "--json",
+      command({"--suite", kSuite, "--limit", "1", "--text", path("text.txt"), "--keep", path("fp8"), "--json",
                path("r.json"), "--csv", path("r.csv"), "--html", path("r.html")}));
   ASSERT_EQ(output.exit_code, 0) << output.err << output.out;
   EXPECT_THAT(
       output.out,
       AllOf(HasSubstr("| Size of the weights on disk "), HasSubstr("| Output, text:32:6, 1 at once "),
-            HasSubstr("| First token, text:32:6, 1 at once "), HasSubstr("| Quality, 12 tasks "),
+            HasSubstr("| First token, text:32:6, 1 at once "), HasSubstr("| Quality, 6 tasks "),
             HasSubstr("gate 80.0 % in every category: passed"), HasSubstr("| Perplexity of text.txt "),
             HasSubstr("in the order A B B A"), HasSubstr("- Joules: method: none; ")));
   EXPECT_THAT(output.out, Not(HasSubstr(" J ")));
@@ -87,7 +87,7 @@ TEST_F(Report, OneCommandGivesTheTableOfAModelCard) {
   for (const char* name : {"text:32:6, 1 at once, A: output", "text:32:6, 1 at once: output, B / A",
                            "recovery: all", "KL divergence, mean"})
     EXPECT_NE(file->find(name), nullptr) << name;
-  EXPECT_EQ(file->details.at("tasks").as_array().size(), 12U);
+  EXPECT_EQ(file->details.at("tasks").as_array().size(), 6U);
   EXPECT_TRUE(file->details.at("passed").as_bool());
   EXPECT_EQ(file->details.at("table").at(0).at("metric").as_string(), "Size of the weights on disk");
   EXPECT_EQ(file->settings.at("source").as_string(), kDemo);
@@ -108,8 +108,8 @@ TEST_F(Report, TheGateSaysNoWithThree) {
          "\n"
          R"({"category": "philosophy", "answers": ["42"], "prompt": "Why?", "max_tokens": 4})"
          "\n";
-  const ProgramOutput output =
-      run_program(command({"--suite", path("suite.jsonl"), "--quiet", "--html", path("r.html")}));
+  const ProgramOutput output = run_program(
+      command({"--suite", path("suite.jsonl"), "--quiet", "--no-ceilings", "--html", path("r.html")}));
   EXPECT_EQ(output.exit_code, 3) << output.err << output.out;
   EXPECT_EQ(output.err, "");
   EXPECT_THAT(output.out,
@@ -119,7 +119,7 @@ TEST_F(Report, TheGateSaysNoWithThree) {
 }
 
 TEST_F(Report, WithoutASuiteQualityIsNotMeasured) {
-  const ProgramOutput output = run_program(command({"--quiet", "--json", "-"}));
+  const ProgramOutput output = run_program(command({"--quiet", "--no-ceilings", "--json", "-"}));
   EXPECT_EQ(output.exit_code, 0) << output.err;
   const json::object file = json::parse(output.out).as_object();
   const json::array& table = file.at("details").at("table").as_array();
