@@ -91,7 +91,7 @@ struct ServeOptions {
   double request_timeout_s = 0;  // 0: none
   double drain_timeout_s = 30;
   std::optional<double> idle_release_s = 0;  // 0: never; none: what pays on the device
-  std::string meter = "auto";            // auto, none, nvml, rapl
+  std::string meter = "auto";                // auto, none, nvml, rapl
 
   // Logs.
   bool log_requests = false;
