@@ -105,6 +105,8 @@ TEST(DeepIdle, ManyAtOnce) {
   }
   for (std::thread& client : clients) client.join();
   EXPECT_TRUE(goes_to_sleep(*engine));
+  expect_same(expected,
+              ask_closely(*engine, question("Who are you?", 6)));  // where nobody before had to wake it
   EXPECT_GE(engine->stats().idle_wakes, 1u);
 }
 
