@@ -48,7 +48,8 @@ class TagWriter {
       tag.content = rule(tag.content);
       tags.push_back(std::move(tag));
     }
-    JEWEL_ASSIGN(const std::string body, triggered(root, tags, "", /*at_least_one=*/false, /*stop=*/false));
+    JEWEL_ASSIGN(const std::string body,
+                 triggered(root, tags, "", /*at_least_one=*/false, /*stop_after_first=*/false));
     return finish(body);
   }
 
