@@ -250,9 +250,11 @@ const Flag* find_flag(std::string_view name) {
   return it == kFlags.end() ? nullptr : &*it;
 }
 
+constexpr size_t kLongestGuess = 64;  // what is longer than any flag twice is no slip of the finger
+
 std::string_view closest_flag(std::string_view name) {
   const std::string wanted = with_dashes(name);
-  if (wanted.size() < 3) return {};
+  if (wanted.size() < 3 || wanted.size() > kLongestGuess) return {};
   const auto distance = [&](const Flag& flag) { return edit_distance(wanted, flag.name); };
   const Flag& best = *std::ranges::min_element(kFlags, {}, distance);
   return distance(best) <= std::max<size_t>(2, wanted.size() / 4) ? best.name : std::string_view();
