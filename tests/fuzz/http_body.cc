@@ -1,7 +1,6 @@
 // The body of a request, through the readers of every route that computes, to what the engine is asked for
-// and its prompt. The first byte chooses the route. What must hold: a refusal says something, and names a
-// field by printable text; what is accepted is what the API promises: n choices for each prompt, no picture
-// missing.
+// and its prompt. The first byte chooses the route. What must hold: a refusal says something; what is
+// accepted is what the API promises: n choices for each prompt, no picture missing.
 #include <memory>
 
 #include "api/engine_parts.h"
