@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
 
 #include "backend/create.h"
 #include "bench/bench.h"
@@ -14,6 +13,7 @@
 #include "cli/bench_simulate.h"
 #include "cli/commands.h"
 #include "cli/model_directory.h"
+#include "cli/output_files.h"
 #include "model/json_text.h"
 
 namespace jewel {
@@ -44,7 +44,7 @@ struct BenchFlags {
   std::vector<int> max_num_seqs;
   std::vector<int> max_num_batched_tokens;
 
-  std::string json_file, csv_file, html_file;
+  OutputFiles files;
   bool quiet = false;
 };
 
@@ -155,37 +155,17 @@ FoundCounter counter_of(const BenchFlags& flags, const std::vector<std::unique_p
   return find_counter(wish);
 }
 
-// Before anything is measured for them.
-Result<void> check_files(const BenchFlags& flags) {
-  for (const auto& [flag, path] :
-       {std::pair("--json", &flags.json_file), {"--csv", &flags.csv_file}, {"--html", &flags.html_file}}) {
-    if (path->empty() || (*path == "-" && flag == std::string_view("--json"))) continue;
-    if (*path == "-") return invalid(fmt::format("{}: only --json can be printed, expected a file", flag));
-    if (!std::ofstream(*path, std::ios::app))
-      return unavailable(fmt::format("{}: {} cannot be written", flag, *path));
-  }
-  return {};
-}
-
-Result<void> write_file(const std::string& flag, const std::string& path, const std::string& text) {
-  if (path.empty() || path == "-") return {};
-  std::ofstream file(path, std::ios::binary);
-  file << text;
-  file.close();
-  if (!file) return unavailable(fmt::format("{}: {} cannot be written", flag, path));
-  return {};
-}
-
 Result<void> write_files(const BenchFlags& flags, const BenchResult& result) {
   const ResultFile file = result_file(result);
   const std::string json = pretty_json(as_json(file));
-  if (flags.json_file == "-")
+  if (flags.files.json_to_stdout())
     fmt::print("{}", json);
   else
     fmt::print("{}", table_text(result));
-  JEWEL_TRY(write_file("--json", flags.json_file, json));
-  if (!flags.csv_file.empty()) JEWEL_TRY(write_file("--csv", flags.csv_file, as_csv(file)));
-  if (!flags.html_file.empty()) JEWEL_TRY(write_file("--html", flags.html_file, html_text(result, file)));
+  JEWEL_TRY(write_output_file("--json", flags.files.json, json));
+  if (!flags.files.csv.empty()) JEWEL_TRY(write_output_file("--csv", flags.files.csv, as_csv(file)));
+  if (!flags.files.html.empty())
+    JEWEL_TRY(write_output_file("--html", flags.files.html, html_text(result, file)));
   return {};
 }
 
@@ -205,7 +185,7 @@ int measure(BenchFlags& flags) {
   for (const std::string& set : flags.sets) {  // before a model is loaded for it
     if (const auto parsed = RequestSet::parse(set, {}); !parsed.ok()) return report(parsed.error());
   }
-  if (const auto files = check_files(flags); !files.ok()) return report(files.error());
+  if (const auto files = check_output_files(flags.files); !files.ok()) return report(files.error());
   int most = 0;
   for (const int concurrency : flags.concurrency) most = std::max(most, concurrency);
   flags.engine.max_num_seqs = flags.max_num_seqs.empty() ? most : flags.max_num_seqs.front();
@@ -233,7 +213,7 @@ int simulate(BenchFlags& flags) {
     return wrong_usage("--simulate measures no model; leave out the model, or --simulate");
   if (flags.rates.size() > 1 || flags.concurrency.size() > 1)
     return wrong_usage("--simulate takes one --rate or one --concurrency");
-  simulation.json_file = flags.json_file;
+  simulation.json_file = flags.files.json;
   if (flags.requests > 0) simulation.traffic.requests = flags.requests;
   if (!flags.rates.empty()) simulation.traffic.rate = flags.rates.front();
   simulation.traffic.concurrency = flags.concurrency.empty() ? 0 : flags.concurrency.front();
@@ -333,9 +313,7 @@ Command add_bench_command(CLI::App& app) {
       "docs/bench.md says what each figure means, and how --simulate takes traces and costs.");
   bench->add_option("MODEL", flags->target, kModelHelp);
   bench->add_option("--against", flags->against, "Compare with this one: a model or a server's address");
-  bench->add_option("--json", flags->json_file, "Write the figures to this file; - prints them instead");
-  bench->add_option("--csv", flags->csv_file, "Write them as CSV");
-  bench->add_option("--html", flags->html_file, "Write a report with plots, one file");
+  add_output_options(*bench, flags->files);
   bench->add_flag("-q,--quiet", flags->quiet, "No progress on stderr");
   bench->add_option("--meter", flags->meter, "Of joules: auto, none, nvml, rapl")
       ->capture_default_str()

@@ -15,6 +15,7 @@
 #include "card/card.h"
 #include "cli/commands.h"
 #include "cli/model_directory.h"
+#include "cli/output_files.h"
 #include "model/json_text.h"
 
 namespace jewel {
@@ -30,7 +31,7 @@ struct ReportFlags {
   std::vector<int> concurrency = {1};
   bool drop_unused = false;
   bool no_ceilings = false;
-  std::string json_file, csv_file, html_file;
+  OutputFiles files;
   bool quiet = false;
 };
 
@@ -91,48 +92,14 @@ class ReportProgress {
   std::string last_;
 };
 
-struct OutputFile {
-  const char* flag;
-  const std::string* path;
-};
-
-std::vector<OutputFile> files_of(const ReportFlags& flags) {
-  std::vector<OutputFile> files;
-  for (const OutputFile& file : {OutputFile{"--json", &flags.json_file}, OutputFile{"--csv", &flags.csv_file},
-                                 OutputFile{"--html", &flags.html_file}}) {
-    if (!file.path->empty()) files.push_back(file);
-  }
-  return files;
-}
-
-// Before minutes of work: what is written at its end.
-Result<void> check_files(const ReportFlags& flags) {
-  for (const auto& [flag, path] : files_of(flags)) {
-    if (*path == "-" && flag == std::string_view("--json")) continue;
-    if (*path == "-") return invalid(fmt::format("{}: only --json can be printed, expected a file", flag));
-    if (!std::ofstream(*path, std::ios::app))
-      return unavailable(fmt::format("{}: {} cannot be written", flag, *path));
-  }
-  return {};
-}
-
-Result<void> write_file(const char* flag, const std::string& path, const std::string& text) {
-  if (path.empty() || path == "-") return {};
-  std::ofstream file(path, std::ios::binary);
-  file << text;
-  file.close();
-  if (!file) return unavailable(fmt::format("{}: {} cannot be written", flag, path));
-  return {};
-}
-
 Result<void> write_all(const ReportFlags& flags, const CardOutcome& outcome) {
   const ResultFile result = card_result(flags.card, outcome);
   const std::string json = pretty_json(as_json(result));
   const std::string text = card_text(flags.card, outcome, result);
-  fmt::print("{}", flags.json_file == "-" ? json : text);
-  JEWEL_TRY(write_file("--json", flags.json_file, json));
-  JEWEL_TRY(write_file("--csv", flags.csv_file, as_csv(result)));
-  JEWEL_TRY(write_file("--html", flags.html_file, card_page(flags.card, outcome, result)));
+  fmt::print("{}", flags.files.json_to_stdout() ? json : text);
+  JEWEL_TRY(write_output_file("--json", flags.files.json, json));
+  JEWEL_TRY(write_output_file("--csv", flags.files.csv, as_csv(result)));
+  JEWEL_TRY(write_output_file("--html", flags.files.html, card_page(flags.card, outcome, result)));
   if (!flags.keep.empty()) {  // the checkpoint's model card
     const std::string card = (std::filesystem::path(flags.keep) / "README.md").string();
     std::ofstream file(card, std::ios::app);
@@ -146,7 +113,7 @@ Result<void> write_all(const ReportFlags& flags, const CardOutcome& outcome) {
 
 Result<CardOutcome> run(ReportFlags& flags) {
   CardSettings& card = flags.card;
-  JEWEL_TRY(check_files(flags));
+  JEWEL_TRY(check_output_files(flags.files));
   card.name = card.source;
   JEWEL_ASSIGN(card.source, model_directory(card.source, flags.revision));
   std::unique_ptr<TemporaryFolder> temporary;
@@ -285,9 +252,7 @@ Command add_report_command(CLI::App& app) {
       ->capture_default_str();
   command->add_flag("--drop-unused", flags->drop_unused,
                     "Leave out K and V of layers that read another layer's");
-  command->add_option("--json", flags->json_file, "Write the figures to this file; - prints them instead");
-  command->add_option("--csv", flags->csv_file, "Write them as CSV");
-  command->add_option("--html", flags->html_file, "Write a report with plots, one file");
+  add_output_options(*command, flags->files);
   command->add_flag("-q,--quiet", flags->quiet, "Nothing on stderr but errors");
   add_speed_options(*command, *flags);
   add_quality_options(*command, flags->card.eval);
