@@ -250,14 +250,22 @@ const Flag* find_flag(std::string_view name) {
   return it == kFlags.end() ? nullptr : &*it;
 }
 
-constexpr size_t kLongestGuess = 64;  // what is longer than any flag twice is no slip of the finger
-
 std::string_view closest_flag(std::string_view name) {
   const std::string wanted = with_dashes(name);
-  if (wanted.size() < 3 || wanted.size() > kLongestGuess) return {};
-  const auto distance = [&](const Flag& flag) { return edit_distance(wanted, flag.name); };
-  const Flag& best = *std::ranges::min_element(kFlags, {}, distance);
-  return distance(best) <= std::max<size_t>(2, wanted.size() / 4) ? best.name : std::string_view();
+  if (wanted.size() < 3) return {};
+  const size_t most = std::max<size_t>(2, wanted.size() / 4);
+  std::string_view best;
+  size_t least = most + 1;
+  for (const Flag& flag : kFlags) {
+    // Two texts are at least as far apart as their lengths, and foreign keys may be long.
+    const size_t longer = std::max(wanted.size(), flag.name.size());
+    if (longer - std::min(wanted.size(), flag.name.size()) >= least) continue;
+    const size_t distance = edit_distance(wanted, flag.name);
+    if (distance >= least) continue;
+    least = distance;
+    best = flag.name;
+  }
+  return best;
 }
 
 std::string flags_help() {

@@ -25,18 +25,6 @@ Error no_such_block(FieldReader& block, std::string_view type, std::string_view 
                      block.at("type"));
 }
 
-Result<std::string> required_text(FieldReader& fields, std::string_view name) {
-  std::optional<std::string> text = fields.text(name);
-  if (fields.failed()) return fields.error();
-  if (!text) return invalid(fmt::format("{}: missing; expected a string", fields.at(name)), fields.at(name));
-  return *std::move(text);
-}
-
-Result<const json::object*> as_object(const json::value& value, const std::string& at) {
-  if (const json::object* object = value.if_object()) return object;
-  return invalid(fmt::format("{}: found {}, expected an object with a type", at, describe(value)), at);
-}
-
 // {"type": "base64", "media_type": …, "data": …}, {"type": "url", "url": …}.
 Result<void> read_image(FieldReader& block, ChatTurns& turns) {
   const json::object* object = block.object("source");
@@ -90,7 +78,7 @@ template <typename Read>
 Result<void> for_each_block(const json::array& blocks, const std::string& at, const Read& read) {
   for (size_t i = 0; i < blocks.size(); ++i) {
     const std::string field = fmt::format("{}[{}]", at, i);
-    JEWEL_ASSIGN(const json::object* object, as_object(blocks[i], field));
+    JEWEL_ASSIGN(const json::object* object, object_with_type(blocks[i], field));
     FieldReader block(*object, field);
     JEWEL_ASSIGN(const std::string type, required_text(block, "type"));
     JEWEL_TRY(read(block, type));
@@ -161,7 +149,7 @@ Result<void> read_assistant_blocks(const json::array& blocks, const std::string&
 }
 
 Result<void> read_message(const json::value& value, const std::string& at, ChatTurns& turns) {
-  JEWEL_ASSIGN(const json::object* object, as_object(value, at));
+  JEWEL_ASSIGN(const json::object* object, object_with_type(value, at));
   FieldReader message(*object, at);
   JEWEL_ASSIGN(const std::string role, required_text(message, "role"));
   const json::value* content = message.any("content");

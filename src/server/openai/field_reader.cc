@@ -154,4 +154,16 @@ void FieldReader::take_unknown(const FieldReader& inner) {
   for (std::string& name : inner.unknown()) unknown_inside_.push_back(std::move(name));
 }
 
+Result<std::string> required_text(FieldReader& fields, std::string_view name) {
+  std::optional<std::string> text = fields.text(name);
+  if (fields.failed()) return fields.error();
+  if (!text) return invalid(fmt::format("{}: missing; expected a string", fields.at(name)), fields.at(name));
+  return *std::move(text);
+}
+
+Result<const json::object*> object_with_type(const json::value& value, const std::string& at) {
+  if (const json::object* object = value.if_object()) return object;
+  return invalid(fmt::format("{}: found {}, expected an object with a type", at, describe(value)), at);
+}
+
 }  // namespace jewel

@@ -65,4 +65,10 @@ class FieldReader {
 // An integer, also one written as 3.0; nullopt for anything else.
 std::optional<int64_t> as_integer(const boost::json::value& value);
 
+// A text that has to be there.
+Result<std::string> required_text(FieldReader& fields, std::string_view name);
+
+// An element of a list of typed objects; `at` is its place.
+Result<const boost::json::object*> object_with_type(const boost::json::value& value, const std::string& at);
+
 }  // namespace jewel

@@ -18,18 +18,6 @@ namespace {
 
 constexpr auto kTextParts = std::to_array<std::string_view>({"input_text", "output_text", "text", "refusal"});
 
-Result<std::string> required_text(FieldReader& fields, std::string_view name) {
-  std::optional<std::string> text = fields.text(name);
-  if (fields.failed()) return fields.error();
-  if (!text) return invalid(fmt::format("{}: missing; expected a string", fields.at(name)), fields.at(name));
-  return *std::move(text);
-}
-
-Result<const json::object*> as_object(const json::value& value, const std::string& at) {
-  if (const json::object* object = value.if_object()) return object;
-  return invalid(fmt::format("{}: found {}, expected an object with a type", at, describe(value)), at);
-}
-
 Result<void> read_image(FieldReader& part, const std::string& at, ChatTurns& turns) {
   if (part.any("file_id") != nullptr) {
     return unsupported(
@@ -46,7 +34,7 @@ Result<void> read_image(FieldReader& part, const std::string& at, ChatTurns& tur
 // Text alone is also collected in `all`, where it is not to go to a message of its own.
 Result<void> read_part(const json::value& value, const std::string& at, bool takes_images, ChatTurns* turns,
                        std::string& all) {
-  JEWEL_ASSIGN(const json::object* object, as_object(value, at));
+  JEWEL_ASSIGN(const json::object* object, object_with_type(value, at));
   FieldReader part(*object, at);
   const std::string type = part.text("type").value_or("");
   if (part.failed()) return part.error();
@@ -129,7 +117,7 @@ Result<void> read_reasoning(FieldReader& item, ChatTurns& turns) {
     if (item.failed()) return item.error();
     for (size_t i = 0; parts != nullptr && i < parts->size(); ++i) {
       const std::string at = fmt::format("{}[{}]", item.at(name), i);
-      JEWEL_ASSIGN(const json::object* object, as_object((*parts)[i], at));
+      JEWEL_ASSIGN(const json::object* object, object_with_type((*parts)[i], at));
       FieldReader part(*object, at);
       JEWEL_ASSIGN(const std::string text, required_text(part, "text"));
       thoughts += text;
@@ -175,7 +163,7 @@ Result<bool> read_responses_input(const json::value& input, ChatTurns& turns) {
   std::string status;
   for (size_t i = 0; i < items->size(); ++i) {
     const std::string at = fmt::format("input[{}]", i);
-    JEWEL_ASSIGN(const json::object* object, as_object((*items)[i], at));
+    JEWEL_ASSIGN(const json::object* object, object_with_type((*items)[i], at));
     FieldReader item(*object, at);
     JEWEL_TRY(read_item(item, turns));
     status = item.text("status").value_or("");
