@@ -5,6 +5,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "client/data_url.h"
 #include "image/decode.h"
 #include "server/images/image_url.h"
 #include "server/openai/base64.h"
@@ -12,18 +13,6 @@
 namespace {
 
 using namespace jewel;
-
-std::string encode(std::string_view bytes) {
-  static constexpr char kAlphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string out;
-  for (size_t i = 0; i < bytes.size(); i += 3) {
-    uint32_t bits = 0;
-    for (size_t k = 0; k < 3; ++k)
-      bits = bits << 8 | (i + k < bytes.size() ? static_cast<uint8_t>(bytes[i + k]) : 0);
-    for (size_t k = 0; k < 4; ++k) out += k <= bytes.size() - i ? kAlphabet[bits >> (18 - 6 * k) & 63] : '=';
-  }
-  return out;
-}
 
 void take_address(std::string_view url) {
   const Result<ImageUrl> parsed = parse_image_url(url);
@@ -55,7 +44,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     JEWEL_CHECK(!bytes.error().message.empty(), "an error without a message");
     return 0;
   }
-  JEWEL_CHECK(url.ends_with(encode(*bytes)), "{} bytes were not those of the text", bytes->size());
+  JEWEL_CHECK(url.ends_with(base64(*bytes)), "{} bytes were not those of the text", bytes->size());
   const ImageLimits limits = {.max_bytes = 1 << 18, .max_pixels = 1 << 18, .max_edge = 2048};
   const Result<RgbImage> image =
       decode_image({reinterpret_cast<const uint8_t*>(bytes->data()), bytes->size()}, limits);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "api/answers.h"
+#include "client/data_url.h"
 #include "server/openai/openapi.h"
 #include "server/raw_client.h"
 
@@ -108,19 +109,6 @@ std::string jpeg_of_size(uint16_t width, uint16_t height) {
   const auto two = [](uint16_t n) { return std::string{static_cast<char>(n >> 8), static_cast<char>(n)}; };
   return std::string("\xFF\xD8\xFF\xC0\x00\x11\x08", 7) + two(height) + two(width) +
          std::string("\x03\x01\x22\x00\x02\x11\x00\x03\x11\x00\xFF\xD9", 12);
-}
-
-std::string base64(std::string_view bytes) {
-  static constexpr std::string_view kAlphabet =
-      "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string out;
-  for (size_t i = 0; i < bytes.size(); i += 3) {
-    uint32_t bits = 0;
-    for (size_t k = 0; k < 3; ++k)
-      bits = bits << 8 | (i + k < bytes.size() ? static_cast<uint8_t>(bytes[i + k]) : 0);
-    for (size_t k = 0; k < 4; ++k) out += k <= bytes.size() - i ? kAlphabet[bits >> (18 - 6 * k) & 63] : '=';
-  }
-  return out;
 }
 
 std::string numbered(size_t count, const std::function<std::string(size_t)>& item) {

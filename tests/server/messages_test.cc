@@ -70,15 +70,6 @@ json::value message_of(const std::vector<json::value>& events) {
   return message;
 }
 
-std::vector<std::string> types_of(const std::vector<json::value>& events) {
-  std::vector<std::string> types;
-  for (const json::value& event : events) {
-    const std::string type(event.at("type").as_string());
-    if (types.empty() || types.back() != type) types.push_back(type);
-  }
-  return types;
-}
-
 class Messages : public ServedDemo {
  protected:
   json::value send(const std::string& body) { return ask(kPath, body); }

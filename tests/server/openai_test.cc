@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "api/answers.h"
+#include "client/data_url.h"
 #include "server/http/http_server.h"
 #include "server/openai/api_server.h"
 #include "server/raw_client.h"
@@ -22,18 +23,6 @@ constexpr std::string_view kWho = R"("messages":[{"role":"user","content":"Who a
 
 std::string chat(std::string_view more = "") {
   return fmt::format("{{{}{}{}}}", kWho, more.empty() ? "" : ",", more);
-}
-
-std::string base64(std::string_view bytes) {
-  static constexpr char kAlphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string out;
-  for (size_t i = 0; i < bytes.size(); i += 3) {
-    uint32_t bits = 0;
-    for (size_t k = 0; k < 3; ++k)
-      bits = bits << 8 | (i + k < bytes.size() ? static_cast<uint8_t>(bytes[i + k]) : 0);
-    for (size_t k = 0; k < 4; ++k) out += k <= bytes.size() - i ? kAlphabet[bits >> (18 - 6 * k) & 63] : '=';
-  }
-  return out;
 }
 
 class OpenAi : public testing::Test {

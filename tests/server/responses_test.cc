@@ -78,15 +78,6 @@ json::array output_by_deltas(const std::vector<json::value>& events) {
   return output;
 }
 
-std::vector<std::string> types_of(const std::vector<json::value>& events) {
-  std::vector<std::string> types;
-  for (const json::value& event : events) {
-    const std::string type(event.at("type").as_string());
-    if (types.empty() || types.back() != type) types.push_back(type);
-  }
-  return types;
-}
-
 class Responses : public ServedDemo {
  protected:
   json::value respond(const std::string& body) { return ask(kPath, body); }

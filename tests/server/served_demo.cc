@@ -1,6 +1,7 @@
 #include "server/served_demo.h"
 
 #include "api/answers.h"
+#include "client/data_url.h"
 
 namespace jewel {
 
@@ -62,16 +63,13 @@ std::vector<json::value> events_of(std::string_view body) {
   return events;
 }
 
-std::string base64_of(std::string_view bytes) {
-  static constexpr char kAlphabet[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  std::string out;
-  for (size_t i = 0; i < bytes.size(); i += 3) {
-    uint32_t bits = 0;
-    for (size_t k = 0; k < 3; ++k)
-      bits = bits << 8 | (i + k < bytes.size() ? static_cast<uint8_t>(bytes[i + k]) : 0);
-    for (size_t k = 0; k < 4; ++k) out += k <= bytes.size() - i ? kAlphabet[bits >> (18 - 6 * k) & 63] : '=';
+std::vector<std::string> types_of(const std::vector<json::value>& events) {
+  std::vector<std::string> types;
+  for (const json::value& event : events) {
+    const std::string type(event.at("type").as_string());
+    if (types.empty() || types.back() != type) types.push_back(type);
   }
-  return out;
+  return types;
 }
 
 std::string with(const std::string& object, const std::string& members) {
@@ -79,7 +77,7 @@ std::string with(const std::string& object, const std::string& members) {
 }
 
 std::string example_picture(const std::string& name) {
-  return base64_of(read_file("models/examples/" + name));
+  return base64(read_file("models/examples/" + name));
 }
 
 }  // namespace jewel

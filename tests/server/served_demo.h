@@ -38,7 +38,8 @@ class ServedDemo : public testing::Test {
 
 // As JSON; each one's "event:" line must say its type, and nothing may stand between them.
 std::vector<boost::json::value> events_of(std::string_view body);
-std::string base64_of(std::string_view bytes);
+// Their types, each run of equal ones once.
+std::vector<std::string> types_of(const std::vector<boost::json::value>& events);
 // `{"a":1}` with more members.
 std::string with(const std::string& object, const std::string& members);
 // A picture of models/examples.
