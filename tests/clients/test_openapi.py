@@ -27,7 +27,9 @@ def test_schemathesis():
                  "--continue-on-failure", "--no-shrink", "--warnings", "off", "--no-color"]
         done = subprocess.run([SCHEMATHESIS, *words], cwd=folder, capture_output=True, text=True, timeout=SECONDS)
         assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
-        operations = sum(method.upper() in WRITTEN for path in json.loads(server.get("/openapi.json"))["paths"].values() for method in path)
+        paths = json.loads(server.get("/openapi.json"))["paths"]
+        paths.pop("/openapi.json")  # schemathesis leaves out where it has the document from
+        operations = sum(method.upper() in WRITTEN for path in paths.values() for method in path)
         assert f"Tested: {operations}\n" in done.stdout, done.stdout[-3000:]
         assert server.seconds_until_idle() < 5
         answer = server.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "Who are you?"}], "temperature": 0})
