@@ -4,7 +4,7 @@
 JOBS ?= $(shell nproc)
 JEWEL := build/release/jewel
 # Seconds that each fuzz target runs in `make fuzz` and `make check`.
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 30
 # The tests in which several threads of ours meet; under TSan the others would only be slower.
 TSAN_TESTS := base_test backend_test engine_test checkpoint_test api_test hub_test energy_test
 # What `make cuda` builds: the rest does not differ from the release build.
@@ -78,9 +78,9 @@ tsan: setup-check build/tsan/build.ninja  ## the threaded tests under ThreadSani
 	@cmake --build build/tsan -j $(JOBS) --target $(TSAN_TESTS)
 	@ctest --preset tsan -j $(JOBS) --no-tests=error -R '^($(subst $(space),|,$(TSAN_TESTS)))$$'
 
-fuzz: setup-check build/fuzz/build.ninja  ## every fuzz target for FUZZ_SECONDS (60) seconds
-	@cmake --build build/fuzz -j $(JOBS) --target fuzzers
-	@JOBS=$(JOBS) tests/fuzz/run.sh build/fuzz $(FUZZ_SECONDS)
+fuzz: setup-check build/asan/build.ninja  ## every fuzz target for FUZZ_SECONDS (30) seconds
+	@cmake --build build/asan -j $(JOBS) --target fuzzers
+	@JOBS=$(JOBS) tests/fuzz/run.sh build/asan $(FUZZ_SECONDS)
 
 clients: setup-clients build  ## the official OpenAI and Anthropic clients and schemathesis against jewel serve
 	@JEWEL_BINARY=$(JEWEL) build/clients/bin/python -m pytest -q tests/clients

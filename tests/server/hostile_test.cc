@@ -139,12 +139,16 @@ TEST_F(Hostile, RequestsAreRefusedAndLeaveNothing) {
   }
   EXPECT_GE(seen_, 2000);
 
-  // Caches, thread stacks and the allocator's arenas are full by now: the same once more takes no memory.
-  const int64_t before = resident_bytes();
-  for (const auto& [name, corpus] : corpora) corpus(visit());
-  expect_alive("all of it twice");
-  const int64_t growth = resident_bytes() - before;
-  fmt::print("  memory    {:+.1f} MiB by the second time\n", static_cast<double>(growth) / (1 << 20));
+  // Caches and thread stacks are full by now, and the allocator's arenas will be: sooner or later the same once more
+  // takes no memory. What leaks takes it every time.
+  int64_t growth = kMaxGrowth;
+  for (int time = 2; time <= 5 && growth >= kMaxGrowth; ++time) {
+    const int64_t before = resident_bytes();
+    for (const auto& [name, corpus] : corpora) corpus(visit());
+    expect_alive("all of it again");
+    growth = resident_bytes() - before;
+    fmt::print("  memory    {:+.1f} MiB by time {}\n", static_cast<double>(growth) / (1 << 20), time);
+  }
   if (!kOwnAllocator) EXPECT_LT(growth, kMaxGrowth);
 }
 
