@@ -9,8 +9,10 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr seconds kStale{3};  // no reading for so long: what is charged now would not be measured
-constexpr seconds kLost{10};  // and nothing is kept for a reading that may come
+// Work without a reading for so long: what is charged now would not be measured.
+constexpr double kStaleSeconds = 3;
+constexpr double kLostSeconds = 10;            // and nothing is kept for a reading that may come
+constexpr seconds kLostWithRest{120};          // nor here, though there was no work
 constexpr size_t kMostRows = size_t{1} << 18;  // 15 MB of them
 constexpr double kMostResidual = 0.25;         // of a request's joules
 constexpr double kIdleMemorySeconds = 5;
@@ -62,6 +64,7 @@ struct EnergyBooks::Window {
 void EnergyBooks::work_begins(Time at) {
   add_piece(at, {}, false);
   working_ = true;
+  if (!unread_work_) unread_work_ = at;
 }
 
 void EnergyBooks::step_done(Time at, std::span<const RowWork> rows) {
@@ -79,6 +82,7 @@ void EnergyBooks::work_ends(Time at) {
 void EnergyBooks::add_piece(Time end, std::span<const RowWork> rows, bool work) {
   end = std::max(end, boundary_);
   if (!work && end == boundary_) return;
+  if (work && !unread_work_) unread_work_ = boundary_;
   if (lost_) {
     boundary_ = end;
     for (const RowWork& row : rows) {
@@ -101,7 +105,8 @@ void EnergyBooks::add_piece(Time end, std::span<const RowWork> rows, bool work) 
   }
   n_rows_ += piece.rows.size();
   pieces_.push_back(std::move(piece));
-  if (n_rows_ > kMostRows || end - last_reading().value_or(pieces_.front().begin) > kLost) lose();
+  const Time read = last_reading().value_or(pieces_.front().begin);
+  if (n_rows_ > kMostRows || unread_work_s(end) > kLostSeconds || end - read > kLostWithRest) lose();
 }
 
 // A row of an ended request has come; what it was charged for it, 0: nothing.
@@ -117,6 +122,10 @@ std::optional<EnergyBooks::Time> EnergyBooks::last_reading() const {
   if (!readings_.empty()) return readings_.back().at;
   if (settled_) return settled_->at;
   return std::nullopt;
+}
+
+double EnergyBooks::unread_work_s(Time now) const {
+  return unread_work_ ? in_seconds(now - *unread_work_) : 0;
 }
 
 // Whoever is under way has spent what nobody will know.
@@ -136,6 +145,7 @@ void EnergyBooks::reading(Time at, double joules, bool exact) {
   const double gone = in_seconds(at - last.at);
   if (gone > 0) totals_.watts = (joules - last.joules) / gone;
   totals_.counter_joules += joules - last.joules;
+  if (unread_work_) unread_work_ = std::max(at, *unread_work_);
   if (!settled_ || lost_) {
     if (settled_) totals_.unattributed_joules += joules - settled_->joules;
     if (!pieces_.empty()) lose();  // work from before the first reading
@@ -143,6 +153,7 @@ void EnergyBooks::reading(Time at, double joules, bool exact) {
     settled_ = Reading{at, joules};
     begins_exactly_ = exact;
     boundary_ = std::max(boundary_, at);
+    if (!working_) unread_work_.reset();
     return;
   }
   readings_.push_back({at, joules});
@@ -160,6 +171,7 @@ void EnergyBooks::settle_what_is_covered() {
     readings_.pop_front();
     settle(to);
   }
+  if (!working_ && !unsettled()) unread_work_.reset();
 }
 
 void EnergyBooks::settle(const Reading& to) {
@@ -300,7 +312,7 @@ EnergyBooks::Closed EnergyBooks::close(Time now, uint64_t sequence, int rows_in_
     return std::ranges::any_of(piece.rows, [&](const Row& row) { return row.work.sequence == sequence; });
   };
   const bool open = rows_in_flight > 0 || std::ranges::any_of(pieces_, of_it);
-  const bool stale = lost_ || !settled_ || now - *last_reading() > kStale;
+  const bool stale = lost_ || !settled_ || unread_work_s(now) > kStaleSeconds;
   const bool spoiled = found != accounts_.end() && found->second.spoiled;
   if (open && !stale && !spoiled && !model_.fitted() && !give_up) return {.state = State::kWait};
   Closed closed;

@@ -16,8 +16,9 @@
 // Rest is its own account. What was spent in it since the last request is shared out, beside a request's own
 // joules and not in them, among those that are there when it ends.
 //
-// A counter that cannot be read for ten seconds is lost: requests of that time have no figure, and what it
-// shows when it is back is nobody's. Times only grow; one thread.
+// A counter that cannot be read for ten seconds of work, or for two minutes with rest, is lost: requests of
+// that time have no figure, and what it shows when it is back is nobody's. Rest needs few readings: its watts
+// are known. Times only grow; one thread.
 #pragma once
 
 #include <cstdint>
@@ -131,12 +132,14 @@ class EnergyBooks {
   void lose();
   std::optional<double> take_owed(uint64_t sequence);
   std::optional<Time> last_reading() const;
+  double unread_work_s(Time now) const;
   RequestJoules price_of(const Row& row, const StepLoad& prices) const;
   void charge_unsettled(uint64_t sequence, Row::State state, RequestJoules* joules);
   void take_residual(RequestJoules& joules);
 
   bool working_ = false;
-  Time boundary_;  // the end of what is told
+  Time boundary_;                    // the end of what is told
+  std::optional<Time> unread_work_;  // since then there is work that no reading covers
   std::deque<Piece> pieces_;
   size_t n_rows_ = 0;     // in pieces_
   size_t last_rows_ = 1;  // of the last step

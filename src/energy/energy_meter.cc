@@ -96,6 +96,7 @@ void EnergyMeter::loop() {
 }
 
 void EnergyMeter::read_counter() {
+  const Clock::time_point began = Clock::now();
   const std::optional<MeterReading> reading = counter_->read();
   const std::lock_guard lock(books_mutex_);
   take_notes();
@@ -105,8 +106,9 @@ void EnergyMeter::read_counter() {
   }
   // The first says where the counter begins, whenever that is.
   const bool first = !std::exchange(begun_, true);
-  const bool exact = follower_.see(reading->at, reading->joules);
-  if (exact || first) books_.reading(reading->at, reading->joules, exact);
+  const std::optional<Clock::time_point> moved_at = follower_.see(began, reading->at, reading->joules);
+  if (moved_at || first)
+    books_.reading(moved_at.value_or(reading->at), reading->joules, moved_at.has_value());
 }
 
 EnergyMeter::Clock::time_point EnergyMeter::next_reading() {

@@ -2,8 +2,8 @@
 //
 // The engine's thread only notes what a step had in it (step_watch.h): a lock that nobody holds for longer
 // than a swap, and some bytes a row. Everything else happens on the meter's thread and on those that ask.
-// While there is work every tick of the counter is read, or one reading in 20 ms; while there is none, one a
-// second.
+// While there is work every tick of the counter is read, or one reading in 20 ms; while there is none, one in
+// ten seconds, because a read may take milliseconds of CPU time (tick_follower.h).
 //
 // close() gives a request's joules at once, as the books have them (energy_books.h), with one exception:
 // until the first work was measured it waits for a tick, at most EnergyMeterOptions::most_wait, and calls
@@ -29,7 +29,7 @@ namespace jewel {
 
 struct EnergyMeterOptions {
   std::chrono::milliseconds most_wait{150};
-  std::chrono::milliseconds rest{1000};  // between readings while nothing is computed
+  std::chrono::milliseconds rest{10000};  // between readings while nothing is computed
 };
 
 class EnergyMeter final : public StepWatch {

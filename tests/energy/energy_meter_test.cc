@@ -33,8 +33,8 @@ void compute(EnergyMeter& meter, uint64_t sequence, int steps, std::chrono::mill
   }
 }
 
-// All that was computed is in the books: the counter has moved since, twice, because the first move may be the end of a
-// tick that was read late.
+// All that was computed is in the books: the counter has moved since, twice, because the first move may be
+// the end of a tick that was read late.
 void settle(EnergyMeter& meter) {
   double seen = meter.totals().joules.counter_joules;
   int moves = 0;
