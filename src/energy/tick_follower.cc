@@ -13,22 +13,18 @@ constexpr microseconds kLeastPause{200};
 constexpr milliseconds kPause{1};           // between reads while a move is waited for
 constexpr milliseconds kBehind{1};          // a tick is looked for so long after it is due: they jitter
 constexpr milliseconds kLead{3};            // reads begin so long before it, or
-constexpr double kLeadReads = 1.4;          // so many reads' time
+constexpr double kLeadReads = 1.5;          // so many reads' time
 constexpr milliseconds kLeastInterval{20};  // no more often than that, however fast the counter
 constexpr milliseconds kSlack{5};           // a move between reads so far apart is exact: 5 % of NVML's tick
 constexpr double kSlackReads = 3.25;        // slow reads are farther apart
-constexpr double kUsualSlack = 0.1;         // of a tick; but two reads in a row always fit,
-constexpr double kTwoReads = 2.25;
-constexpr double kMostSlack = 0.15;     // if not in more than this
-constexpr milliseconds kCorrection{1};  // of a tick that came before it was due
-constexpr int kBusy = 9;                // time that passes for each that reads took, while there is work
-constexpr int kTries = 4;               // for a tick, before there is a rest
-constexpr milliseconds kWatch{800};     // to find the tick's length; twice that next time
+constexpr double kMostSlack = 0.15;         // of a tick
+constexpr int kBusy = 9;                    // time that passes for each that reads took, while there is work
+constexpr int kTries = 4;                   // for a tick, before there is a rest
+constexpr milliseconds kWatch{800};         // to find the tick's length; twice that next time
 constexpr int kMostDoublings = 3;
 constexpr milliseconds kLeastRest{100};  // between two such attempts
 constexpr milliseconds kMostBusyPause{2000};
 constexpr seconds kMostPause{64};  // while there is no work
-constexpr int kTimed = 8;          // reads, of which the shortest is where the median is looked for
 constexpr size_t kGaps = 3;
 constexpr int kBaseline = 600;  // ticks
 constexpr int kMostStrange = 3;
@@ -46,27 +42,22 @@ bool TickFollower::fast() const {
 }
 
 TickFollower::Duration TickFollower::widest() const {
-  const Duration read = read_time_.value_or(Duration(0)), tick = tick_.value_or(milliseconds(100));
-  const Duration usual = std::min(times(kSlackReads, read), times(kUsualSlack, tick));
-  const Duration least = std::min(times(kTwoReads, read), times(kMostSlack, tick));
-  return std::max<Duration>({kSlack, usual, least});
+  const Duration by_reads = times(kSlackReads, read_time_.value_or(Duration(0)));
+  const Duration most = times(kMostSlack, tick_.value_or(milliseconds(100)));
+  return std::max<Duration>(kSlack, std::min(by_reads, most));
 }
 
 // The tick may be elsewhere than was thought when it was missed; at last all of it is watched.
 TickFollower::Duration TickFollower::lead() const {
   const Duration lead = std::max<Duration>(kLead, times(kLeadReads, read_time_.value_or(Duration(0))));
   const int tries = failures_ % kTries;
-  return std::min(tries == 0 ? lead : tries == 1 ? 2 * lead : *tick_ / 2, *tick_ / 2);
+  return std::min(tries == 0 ? lead : tries == 1 ? 3 * lead : *tick_ / 2, *tick_ / 2);
 }
 
 // About the median: a read that takes ten times as long now and then says nothing about the next.
 void TickFollower::time_read(Duration took) {
-  if (n_timed_ < kTimed) {
-    ++n_timed_;
-    read_time_ = std::min(took, read_time_.value_or(took));
-    return;
-  }
-  const Duration step = std::max<Duration>(*read_time_ / 32, microseconds(20));
+  if (!read_time_) read_time_ = took;
+  const Duration step = std::max<Duration>(*read_time_ / 8, microseconds(20));
   *read_time_ += std::clamp(took - *read_time_, -step, step);
 }
 
@@ -108,10 +99,9 @@ std::optional<TickFollower::Time> TickFollower::see(Time began, Time ended, doub
     moved_at_ = ended;
     return ended;
   }
-  // The first of a group shows what moved since the last group. If that was one tick, then the one it is
-  // about.
-  const bool first = !in_group_;
-  const bool early = first && tick_ && apart && (*apart <= *tick_ || ended - *moved_at_ < *tick_ * 3 / 2);
+  // Since the last group it has moved how often it may; where that was one tick ago, the tick has come early,
+  // or the read was long: nothing is left to wait for.
+  const bool first = !in_group_ && (!apart || !tick_ || *apart > *tick_ * 3 / 2);
   if (!in_group_) begin_group(began);
   spent_ += ended - began;
   const bool exact = moved && apart && *apart <= widest();
@@ -132,8 +122,7 @@ std::optional<TickFollower::Time> TickFollower::see(Time began, Time ended, doub
   }
   if (moved) {
     stands_still_ = false;
-    if (early || (tick_ && !first)) {
-      if (early && due_ && ended < *due_) *moved_at_ -= kCorrection;
+    if (tick_ && !first) {
       end_group(ended, false);
       return std::nullopt;
     }

@@ -62,7 +62,6 @@ class TickFollower {
   std::optional<double> joules_;
   std::optional<Time> began_;          // the last read
   std::optional<Duration> read_time_;  // what one usually takes
-  int n_timed_ = 0;
 
   // A group: the reads around one tick, or those that look for its length.
   bool in_group_ = false;
