@@ -1,5 +1,5 @@
-// fmt's own functions, compiled once. Debian's package has headers and a shared library, no static one; header-only use
-// would compile the same in every source file (3 of some 5 seconds of each).
+// fmt's own functions, compiled once. Debian's package has headers and a shared library, no static one;
+// header-only use would compile the same in every source file (3 of some 5 seconds of each).
 #include <fmt/format-inl.h>
 
 FMT_BEGIN_NAMESPACE

@@ -20,6 +20,7 @@ constexpr double kLeastStretchSeconds = 0.05;  // half of NVML's tick
 // How far watts of rest and prices may be off; of the difference between a reading and what was expected,
 // each side takes a part by their squares.
 constexpr double kIdleDoubt = 0.05;
+constexpr double kIdleDoubtSeconds = 1;  // of so much rest at most: the mean of more is known better
 constexpr double kWorkDoubt = 0.3;
 constexpr double kReadingDoubt = 0.1;  // of a stretch of work: where its ends lie within a tick
 
@@ -219,9 +220,10 @@ double EnergyBooks::idle_part(const Window& window, double joules) const {
   if (window.idle_s <= 0) return 0;
   if (idle_watts_ <= 0) return joules * window.idle_s / (window.idle_s + window.work_s);
   const double expected = idle_watts_ * window.idle_s;
+  const double unsure = idle_watts_ * std::min(window.idle_s, kIdleDoubtSeconds);
   if (!model_.fitted()) return std::min(joules, expected);
   const double work = window.weights;
-  const double doubt_idle = std::pow(kIdleDoubt * expected, 2), doubt_work = std::pow(kWorkDoubt * work, 2);
+  const double doubt_idle = std::pow(kIdleDoubt * unsure, 2), doubt_work = std::pow(kWorkDoubt * work, 2);
   const double surplus = joules - expected - work;
   return std::clamp(expected + surplus * doubt_idle / (doubt_idle + doubt_work), 0.0, joules);
 }
@@ -278,7 +280,8 @@ void EnergyBooks::learn(const Window& window, double joules) {
   const double idle = idle_watts_ > 0 ? idle_watts_ * window.idle_s : by_time;
   stretch_.load += window.load;
   stretch_.seconds += window.work_s;
-  stretch_.idle_joules += idle;
+  stretch_.idle_joules +=
+      idle * std::min(1.0, kIdleDoubtSeconds / std::max(window.idle_s, kIdleDoubtSeconds));
   stretch_.joules += joules - idle;
   if (stretch_.seconds < kLeastStretchSeconds) return;
   const double sure = std::pow(kReadingDoubt * std::max(stretch_.joules, 0.0), 2);

@@ -139,8 +139,8 @@ TEST_F(Hostile, RequestsAreRefusedAndLeaveNothing) {
   }
   EXPECT_GE(seen_, 2000);
 
-  // Caches and thread stacks are full by now, and the allocator's arenas will be: sooner or later the same once more
-  // takes no memory. What leaks takes it every time.
+  // Caches and thread stacks are full by now, and the allocator's arenas will be: sooner or later the same
+  // once more takes no memory. What leaks takes it every time.
   int64_t growth = kMaxGrowth;
   for (int time = 2; time <= 5 && growth >= kMaxGrowth; ++time) {
     const int64_t before = resident_bytes();
