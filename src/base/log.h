@@ -10,7 +10,6 @@
 #pragma once
 
 #include <spdlog/logger.h>
-#include <spdlog/spdlog.h>
 
 #include <cstdint>
 #include <initializer_list>
