@@ -58,8 +58,8 @@ Result<GenerationConfig> generation_config(const std::string& word, const Genera
   return config;
 }
 
-// Waking an H200 costs at most as much as 9 s of a context that does nothing; three times that, so that who
-// talks in turns seldom waits for it (docs/idle.md). A CPU draws no less without its backend.
+// Waking an H200 costs as much as some 4 s of a context that does nothing; longer, so that who talks in turns
+// seldom waits for it (docs/idle.md). A CPU draws no less without its backend.
 constexpr double kGpuIdleReleaseSeconds = 30;
 
 Result<double> idle_release(double asked, bool on_cpu) {

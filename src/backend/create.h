@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -46,5 +47,15 @@ Result<CreatedBackend> create_backend(const ModelConfig& config, const ModelWeig
 // The same as a ReleasableBackend: on the same device whenever it is made again, and from the same weights.
 Result<CreatedBackend> create_releasable_backend(const ModelConfig& config, const ModelWeights& weights,
                                                  const BackendChoice& choice);
+
+// What the GPU that `device` names can read and multiply; nothing where it names none or this program was
+// built without CUDA. `bytes`: how much memory to read. Not while a backend there has work under way.
+struct GpuRates {
+  double bytes_per_s = 0;
+  double bf16_flop_per_s = 0;
+  double fp8_flop_per_s = 0;  // 0: it has none
+  std::string how;
+};
+std::optional<GpuRates> measure_gpu_rates(const std::string& device, size_t bytes);
 
 }  // namespace jewel

@@ -272,6 +272,7 @@ Rates BenchResult::rates(size_t target) const {
   if (target < rates_after.size()) {
     best.bytes_per_s = std::max(best.bytes_per_s, rates_after[target].bytes_per_s);
     best.flop_per_s = std::max(best.flop_per_s, rates_after[target].flop_per_s);
+    best.prompt_flop_per_s = std::max(best.prompt_flop_per_s, rates_after[target].prompt_flop_per_s);
   }
   return best;
 }

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "backend/create.h"
 #include "bench/cpu_rates.h"
 #include "bench/model_work.h"
 #include "bench/target.h"
@@ -74,8 +75,11 @@ class Collected {
 
 class LocalTarget final : public Target {
  public:
-  LocalTarget(std::unique_ptr<Engine> engine, TargetInfo info, int n_threads)
-      : engine_(std::move(engine)), info_(std::move(info)), n_threads_(n_threads) {}
+  LocalTarget(std::unique_ptr<Engine> engine, TargetInfo info, EngineOptions options, bool prompts_in_fp8)
+      : engine_(std::move(engine)),
+        info_(std::move(info)),
+        options_(std::move(options)),
+        prompts_in_fp8_(prompts_in_fp8) {}
 
   const TargetInfo& info() const override { return info_; }
 
@@ -98,8 +102,14 @@ class LocalTarget final : public Target {
   }
 
   Rates measure_rates() override {
-    if (!info_.where.starts_with("cpu")) return {};
-    return measure_cpu_rates(n_threads_, static_cast<size_t>(info_.work.decode_bytes));
+    const auto bytes = static_cast<size_t>(info_.work.decode_bytes);
+    if (info_.where.starts_with("cpu")) return measure_cpu_rates(options_.n_threads, bytes);
+    const auto gpu = measure_gpu_rates(options_.device, bytes);
+    if (!gpu) return {};
+    return {.bytes_per_s = gpu->bytes_per_s,
+            .flop_per_s = gpu->bf16_flop_per_s,
+            .prompt_flop_per_s = prompts_in_fp8_ ? gpu->fp8_flop_per_s : 0,
+            .how = gpu->how};
   }
 
  private:
@@ -107,7 +117,8 @@ class LocalTarget final : public Target {
   std::vector<Request> requests_;
   std::unique_ptr<Engine> engine_;
   TargetInfo info_;
-  int n_threads_;
+  EngineOptions options_;
+  bool prompts_in_fp8_;
 };
 
 }  // namespace
@@ -133,7 +144,11 @@ Result<std::unique_ptr<Target>> make_local_target(const std::string& directory, 
   if (options.lm_head_dtype != "auto") info.settings["lm_head_dtype"] = options.lm_head_dtype;
   if (options.prefill_activations != "auto")
     info.settings["prefill_activations"] = options.prefill_activations;
-  return std::unique_ptr<Target>(new LocalTarget(std::move(engine), std::move(info), options.n_threads));
+  const bool asks_for_fp8 = checkpoint->quantization() && checkpoint->quantization()->dynamic_activations;
+  const bool prompts_in_fp8 =
+      options.prefill_activations == "fp8" || (options.prefill_activations == "auto" && asks_for_fp8);
+  return std::unique_ptr<Target>(
+      new LocalTarget(std::move(engine), std::move(info), options, prompts_in_fp8));
 }
 
 Result<ChatAnswer> ask(Target& target, const boost::json::object& body) {

@@ -63,7 +63,7 @@ double least_step_s(const ModelWork& work, const Rates& rates, double rows) {
 
 double least_prompt_s(const ModelWork& work, const Rates& rates, double tokens) {
   if (!work.known() || !rates.known()) return 0;
-  return tokens * work.prefill_flop / rates.flop_per_s;
+  return tokens * work.prefill_flop / rates.prompt_rate();
 }
 
 }  // namespace jewel

@@ -120,6 +120,7 @@ json::object ceilings_json(const BenchResult& result) {
                           {"how", rates.how},
                           {"read_gb_per_s_before", result.rates_before[t].bytes_per_s * 1e-9},
                           {"read_gb_per_s_after", result.rates_after[t].bytes_per_s * 1e-9}};
+    if (rates.prompt_flop_per_s > 0) about["prompt_matrix_gflop_per_s"] = rates.prompt_flop_per_s * 1e-9;
     const ModelWork& work = result.targets[t].work;
     if (work.known()) {
       about["decode_step_gb"] = work.decode_bytes * 1e-9;

@@ -186,6 +186,9 @@ std::string ceilings_text(const BenchResult& result) {
     if (!letter.empty()) out += fmt::format("Of {}:\n", letter);
     out += fmt::format("Ceiling: {:.1f} GB/s read and {:.0f} GFLOP/s, measured in the same run ({}).\n",
                        rates.bytes_per_s * 1e-9, rates.flop_per_s * 1e-9, rates.how);
+    if (rates.prompt_flop_per_s > 0)
+      out += fmt::format("         Prompts are multiplied in FP8: {:.0f} GFLOP/s.\n",
+                         rates.prompt_flop_per_s * 1e-9);
     if (work.known()) {
       out += fmt::format(
           "         A decode step reads {:.4g} GB, a decoded token takes {:.3g} GFLOP, one of a prompt "

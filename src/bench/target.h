@@ -40,7 +40,9 @@ struct TargetInfo {
 struct Rates {
   double bytes_per_s = 0;
   double flop_per_s = 0;
+  double prompt_flop_per_s = 0;  // where prompts are multiplied in another type (FP8 activations); 0: the same
   std::string how;
+  double prompt_rate() const { return prompt_flop_per_s > 0 ? prompt_flop_per_s : flop_per_s; }
   bool known() const { return bytes_per_s > 0 && flop_per_s > 0; }
 };
 

@@ -85,7 +85,7 @@ class Progress {
 };
 
 Result<std::unique_ptr<Target>> open_target(const BenchFlags& flags, const std::string& name,
-                                            const std::string& model, bool two_here) {
+                                            const std::string& model, double memory_share) {
   if (is_server_address(name)) {
     ClientOptions client = flags.client;
     client.url = name;
@@ -94,7 +94,7 @@ Result<std::unique_ptr<Target>> open_target(const BenchFlags& flags, const std::
     return make_server_target(client);
   }
   EngineOptions engine = flags.engine;
-  if (two_here) engine.gpu_memory_utilization *= 0.45;  // both stay loaded, as A B B A needs it
+  engine.gpu_memory_utilization *= memory_share;
   if (!flags.quiet) engine.progress = loading_progress(name);
   JEWEL_ASSIGN(const std::string directory, model_directory(name, std::string()));
   return make_local_target(directory, engine);
@@ -103,11 +103,12 @@ Result<std::unique_ptr<Target>> open_target(const BenchFlags& flags, const std::
 Result<std::vector<std::unique_ptr<Target>>> open_targets(const BenchFlags& flags) {
   const bool two_here =
       !flags.against.empty() && !is_server_address(flags.target) && !is_server_address(flags.against);
+  // Both stay loaded, as A B B A needs it. What the second may have is counted with the first in place.
   std::vector<std::unique_ptr<Target>> targets;
-  JEWEL_ASSIGN(auto first, open_target(flags, flags.target, flags.client.model, two_here));
+  JEWEL_ASSIGN(auto first, open_target(flags, flags.target, flags.client.model, two_here ? 0.45 : 1));
   targets.push_back(std::move(first));
   if (!flags.against.empty()) {
-    JEWEL_ASSIGN(auto second, open_target(flags, flags.against, flags.against_model, two_here));
+    JEWEL_ASSIGN(auto second, open_target(flags, flags.against, flags.against_model, two_here ? 0.9 : 1));
     targets.push_back(std::move(second));
   }
   return targets;

@@ -100,7 +100,7 @@ constexpr auto kFlags = std::to_array<Flag>({
     {"idle-release", kText, kUsed,
      "seconds without requests after which the GPU is given back, and the next request waits for it; off, or "
      "auto (30 on a GPU)",
-     "off"},
+     "auto"},
     {"meter", kText, kUsed, "of joules: auto (the device's, where it can be read), none, nvml, rapl", "auto"},
     // Logs.
     {"enable-log-requests", kBool, kUsed, "a line for each request, without its text", "false"},

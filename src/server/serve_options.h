@@ -90,8 +90,8 @@ struct ServeOptions {
   int64_t max_body_bytes = int64_t{64} << 20;
   double request_timeout_s = 0;  // 0: none
   double drain_timeout_s = 30;
-  std::optional<double> idle_release_s = 0;  // 0: never; none: what pays on the device
-  std::string meter = "auto";                // auto, none, nvml, rapl
+  std::optional<double> idle_release_s;  // 0: never; none: what pays on the device
+  std::string meter = "auto";            // auto, none, nvml, rapl
 
   // Logs.
   bool log_requests = false;

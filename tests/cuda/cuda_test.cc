@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <functional>
 
+#include "backend/cuda/device_rates.h"
 #include "driver.h"
 
 namespace jewel {
@@ -33,10 +34,10 @@ constexpr Mode kModes[] = {
     {"fp8_portable", DType::kF8E4M3, DType::kF8E4M3, true, true},
 };
 
-std::unique_ptr<RandomModel> model_for(const Mode& mode, bool vision = false) {
+std::unique_ptr<RandomModel> model_for(const Mode& mode, bool vision = false, int hidden_size = 128) {
   RandomModelOptions options;
-  options.hidden_size = 128;
-  options.intermediate_size = 192;
+  options.hidden_size = hidden_size;
+  options.intermediate_size = hidden_size * 3 / 2;
   options.head_dim = 256;
   options.global_head_dim = 512;
   options.per_layer_input = 64;
@@ -166,18 +167,21 @@ std::vector<Life> decode_together(Driver& driver, const RandomModel& model, cons
   return lives;
 }
 
+// The second model's matrices are large enough for the kernels of more than 32 rows.
 TEST_P(CudaTest, NeighboursDoNotMatter) {
-  const auto model = model_for(GetParam());
-  OPEN_OR_SKIP(cuda, *model);
-  std::vector<int> all(33);
-  for (int i = 0; i < 33; ++i) all[static_cast<size_t>(i)] = i;
-  const std::vector<Life> together = decode_together(cuda, *model, all, 40);
-  for (const std::vector<int>& few :
-       {std::vector<int>{0}, {7}, {3, 5}, {1, 2, 4, 6}, {8, 9, 10, 11, 12, 13, 14, 15, 16}}) {
-    const std::vector<Life> lives = decode_together(cuda, *model, few, 40);
-    for (size_t i = 0; i < few.size(); ++i) {
-      EXPECT_EQ(lives[i], together[static_cast<size_t>(few[i])])
-          << "sequence " << few[i] << " among " << few.size();
+  for (const int hidden_size : {128, 1024}) {
+    const auto model = model_for(GetParam(), false, hidden_size);
+    OPEN_OR_SKIP(cuda, *model);
+    std::vector<int> all(39);
+    for (int i = 0; i < 39; ++i) all[static_cast<size_t>(i)] = i;
+    const std::vector<Life> together = decode_together(cuda, *model, all, 40);
+    for (const std::vector<int>& few :
+         {std::vector<int>{0}, {7}, {3, 5}, {1, 2, 4, 6}, {8, 9, 10, 11, 12, 13, 14, 15, 16}}) {
+      const std::vector<Life> lives = decode_together(cuda, *model, few, 40);
+      for (size_t i = 0; i < few.size(); ++i) {
+        EXPECT_EQ(lives[i], together[static_cast<size_t>(few[i])])
+            << "sequence " << few[i] << " among " << few.size() << ", hidden " << hidden_size;
+      }
     }
   }
 }
@@ -276,6 +280,18 @@ TEST_P(CudaTest, Images) {
   const double of_cpu = distance(logprobs(cpu), wanted), of_cuda = distance(logprobs(cuda), wanted);
   std::printf("distance from float32: cuda %.2e, cpu %.2e\n", of_cuda, of_cpu);
   EXPECT_LE(of_cuda, 1.5 * of_cpu);
+}
+
+TEST(CudaRates, AreThoseOfACard) {
+  const auto rates = measure_cuda_rates(0, size_t{1} << 30);
+  const char* required = std::getenv("JEWEL_REQUIRE_CUDA");
+  if (!rates.ok() && !(required && *required == '1')) GTEST_SKIP() << rates.error().message;
+  ASSERT_TRUE(rates.ok()) << rates.error().message;
+  std::printf("figure %s: %.0f GB/s, %.0f TFLOP/s BF16, %.0f FP8\n", rates->how.c_str(),
+              rates->bytes_per_s * 1e-9, rates->bf16_flop_per_s * 1e-12, rates->fp8_flop_per_s * 1e-12);
+  EXPECT_GT(rates->bytes_per_s, 100e9);
+  EXPECT_GT(rates->bf16_flop_per_s, 10e12);
+  EXPECT_TRUE(rates->fp8_flop_per_s == 0 || rates->fp8_flop_per_s > 1.5 * rates->bf16_flop_per_s);
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, CudaTest, testing::ValuesIn(kModes),

@@ -126,7 +126,7 @@ TEST(Flags, NamesAreDistinctAndDescribed) {
 }
 
 TEST(ServeOptions, IdleRelease) {
-  EXPECT_EQ(options_of("model: m").idle_release_s, 0);
+  EXPECT_FALSE(options_of("model: m").idle_release_s);
   EXPECT_FALSE(options_of("model: m\nidle-release: auto").idle_release_s);  // what pays on the device
   EXPECT_EQ(options_of("model: m\nidle-release: off").idle_release_s, 0);
   EXPECT_EQ(options_of("model: m\nidle-release: 0").idle_release_s, 0);

@@ -374,9 +374,10 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<DIM>& sha
   const auto put = [&](int head, int column, float x, float y) {
     const int k = (kv_head * group + head) * DIM + column;
     auto* out = static_cast<__nv_bfloat16*>(p.out);
-    if (p.out_slots) {
-      out[slot_order(row, k, p.rows.n)] = __float2bfloat16_rn(x);
-      out[slot_order(row, k + 1, p.rows.n)] = __float2bfloat16_rn(y);
+    if (p.out_order != XOrder::kNatural) {
+      const int width = p.shape.n_heads * DIM;
+      out[x_index(p.out_order, row, k, p.rows.n, width)] = __float2bfloat16_rn(x);
+      out[x_index(p.out_order, row, k + 1, p.rows.n, width)] = __float2bfloat16_rn(y);
     } else {
       *reinterpret_cast<__nv_bfloat162*>(out + int64_t{row} * p.shape.n_heads * DIM + k) =
           __floats2bfloat162_rn(x, y);

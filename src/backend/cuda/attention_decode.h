@@ -13,6 +13,7 @@
 #pragma once
 
 #include "backend/cuda/attention_types.h"
+#include "backend/cuda/decode_product.h"
 
 namespace jewel::cuda {
 
@@ -35,7 +36,7 @@ struct DecodeAttention {
   // Changes no result.
   int runs_a_block = 0;
   void* out = nullptr;        // BF16 [rows, n_heads * head_dim]
-  bool out_slots = false;     // out in slot order (decode_product.h) instead
+  XOrder out_order = XOrder::kNatural;  // of out (decode_product.h)
   void* workspace = nullptr;  // decode_attention_workspace(); zeroed once, then left as it should be found
   int workspace_rows = 0;     // the max_rows it was sized for
 };

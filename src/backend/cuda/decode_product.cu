@@ -98,7 +98,7 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
 }
 
 __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
-    const __grid_constant__ DecodeNorm norm, int rows, int hidden, uint8_t* x) {
+    const __grid_constant__ DecodeNorm norm, int rows, int hidden, uint8_t* x, XOrder x_order) {
   __shared__ __align__(16) float scratch[kNormScratch];
   __shared__ __align__(16) float weights[2 * kMaxHidden];
   const int row = static_cast<int>(blockIdx.x);
@@ -111,7 +111,13 @@ __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
   wait_for_copies<0>();
   if (norm.y == nullptr) load_row(norm.h, row, hidden, h);
   residual_norm_row(norm, weights, h, row, rows, hidden, true, scratch, [&](int column, uint2 values) {
-    if (x != nullptr) *reinterpret_cast<uint2*>(x + slot_bytes(row, column, rows)) = values;
+    if (x == nullptr) return;
+    if (x_order == XOrder::kSlots) {
+      *reinterpret_cast<uint2*>(x + slot_bytes(row, column, rows)) = values;
+    } else {
+      *reinterpret_cast<uint32_t*>(x + 2 * wide_order(row, column, rows)) = values.x;
+      *reinterpret_cast<uint32_t*>(x + 2 * wide_order(row, column + 1, rows)) = values.y;
+    }
   });
 }
 
@@ -157,17 +163,22 @@ const Device& product_device() {
     cudaDeviceGetAttribute(&found.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
     found.dependent_launch = major >= 9;
+    found.wgmma = major == 9;
     return found;
   }();
   return d;
 }
 
-cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, bool overlap,
-                               cudaStream_t stream) {
+XOrder x_order_of(const TiledWeight& w, int rows, bool portable) {
+  return !portable && takes_wide_rows(w, rows) ? XOrder::kWide : XOrder::kSlots;
+}
+
+cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, XOrder x_order,
+                               bool overlap, cudaStream_t stream) {
   if (hidden > kMaxHidden || hidden % 4 != 0 || rows < 1) return cudaErrorInvalidValue;
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)), .overlap = overlap};
-  return launch_kernel<DecodeNorm, int, int, uint8_t*>(residual_norm_kernel, shape, stream, norm, rows,
-                                                       hidden, static_cast<uint8_t*>(x));
+  return launch_kernel<DecodeNorm, int, int, uint8_t*, XOrder>(residual_norm_kernel, shape, stream, norm, rows,
+                                                               hidden, static_cast<uint8_t*>(x), x_order);
 }
 
 cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
@@ -186,16 +197,22 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .x_order = p.x_order,
                    .out_kind = p.out_kind,
                    .out = p.out,
+                   .out_order = p.out_order,
                    .ple = p.ple,
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
                    .bulk_x = !p.portable && product_device().dependent_launch};
   if (p.x == nullptr) {
-    const cudaError_t error = launch_decode_norm(p.norm, p.rows, p.w.k, p.x_scratch, overlap, stream);
+    args.x_order = x_order_of(p.w, p.rows, p.portable);
+    const cudaError_t error =
+        launch_decode_norm(p.norm, p.rows, p.w.k, p.x_scratch, args.x_order, overlap, stream);
     if (error != cudaSuccess) return error;
     args.x = static_cast<const uint8_t*>(p.x_scratch);
-    args.x_order = XOrder::kSlots;
     args.release_early = true;  // what follows a normed product is no norm
+  }
+  if (args.x_order == XOrder::kWide) {
+    return takes_wide_rows(p.w, p.rows) ? launch_wide_rows(args, p.w.format, overlap, stream)
+                                        : cudaErrorInvalidValue;
   }
   return dispatch(args, p.w.format, overlap, stream);
 }

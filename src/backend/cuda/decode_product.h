@@ -50,7 +50,27 @@ JEWEL_HOST_DEVICE constexpr int64_t slot_order(int row, int k, int rows) {
   return (int64_t{k / 32} * rows + row) * 32 + k32 % 16 / 4 * 8 + in_lane;
 }
 
-enum class XOrder : uint8_t { kSlots, kNatural };  // natural: BF16 [rows, k]
+// Where element (row, k) of an activation [rows, k] stands in "wide order", which wgmma reads from shared memory:
+// BF16 [k / 16][even k, odd k][rows][8], rows rounded up to a multiple of 8; nobody looks at what the rows
+// without a meaning hold.
+JEWEL_HOST_DEVICE constexpr int wide_rows(int rows) {
+  return (rows + 7) / 8 * 8;
+}
+JEWEL_HOST_DEVICE constexpr int64_t wide_order(int row, int k, int rows) {
+  return (int64_t{k / 16 * 2 + k % 2} * wide_rows(rows) + row) * 8 + k % 16 / 2;
+}
+
+// natural: BF16 [rows, k]. An activation in another order takes wide_rows(rows) rows of memory.
+enum class XOrder : uint8_t { kSlots, kNatural, kWide };
+
+JEWEL_HOST_DEVICE constexpr int64_t x_index(XOrder order, int row, int k, int rows, int n_columns) {
+  return order == XOrder::kSlots  ? slot_order(row, k, rows)
+         : order == XOrder::kWide ? wide_order(row, k, rows)
+                                  : int64_t{row} * n_columns + k;
+}
+
+// The order in which a product with `w` takes its input from whoever can write any.
+XOrder x_order_of(const TiledWeight& w, int rows, bool portable);
 
 // h_out = (h + RMS(sum of y's parts) * post_norm) * scale, row by row; then x = RMS(h_out) * pre_norm.
 // h_out and h are different buffers: blocks of one launch read h while one of them writes h_out.
@@ -67,7 +87,7 @@ struct DecodeNorm {
 
 enum class DecodeOut : uint8_t {
   kF32,       // out: float [product_splits(k)][rows, n], every split apart
-  kGatedUp,   // rows of W: 8 of gate, 8 of up, in turn. out: BF16 slot order [n / 2], gelu_tanh(gate) * up
+  kGatedUp,   // rows of W: 8 of gate, 8 of up, in turn. out: BF16 in out_order [n / 2], gelu_tanh(gate) * up
   kGatedPle,  // out: BF16 slot order [n], gelu_tanh(sum) * ple[row * ple_stride + column]
   kLogits,    // out: float [rows, n], cap * tanh(sum / cap); cap 0: the sum
 };
@@ -83,6 +103,7 @@ struct DecodeProduct {
 
   DecodeOut out_kind = DecodeOut::kF32;
   void* out = nullptr;
+  XOrder out_order = XOrder::kSlots;  // of kGatedUp: what the next product takes
   const float* ple = nullptr;
   int64_t ple_stride = 0;
   float cap = 0;
@@ -95,8 +116,8 @@ struct DecodeProduct {
 // for one row: docs/cuda-decode.md.)
 cudaError_t launch_decode_product(const DecodeProduct& product, cudaStream_t stream);
 
-// The residual update and norm alone; x may be null (only h_out is wanted), x in slot order.
-cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, bool overlap,
-                               cudaStream_t stream);
+// The residual update and norm alone; x may be null (only h_out is wanted), else in slot or wide order.
+cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, XOrder x_order,
+                               bool overlap, cudaStream_t stream);
 
 }  // namespace jewel::cuda

@@ -21,6 +21,7 @@ struct ProductArgs {
   XOrder x_order;
   DecodeOut out_kind;
   void* out;
+  XOrder out_order;
   const float* ple;
   int64_t ple_stride;
   float cap;
@@ -40,6 +41,13 @@ __device__ __forceinline__ float2 tile_scales(const ProductArgs& a, int row_tile
   return {scale_of(row + tid % 16), 0};
 }
 
+__device__ __forceinline__ float capped(float value, float cap) {
+  return cap == 0 ? value : __fmul_rn(cap, tanhf(__fdiv_rn(value, cap)));
+}
+__device__ __forceinline__ __nv_bfloat16 gated(float gate, float up) {
+  return __float2bfloat16_rn(__fmul_rn(gelu_tanh(gate), up));
+}
+
 // Stores the finished value of `row` and W's row `column` (every kind but kGatedUp).
 __device__ __forceinline__ void store_value(const ProductArgs& a, int split, int row, int column,
                                             float value) {
@@ -47,16 +55,14 @@ __device__ __forceinline__ void store_value(const ProductArgs& a, int split, int
     static_cast<float*>(a.out)[(static_cast<int64_t>(split) * a.rows + row) * a.n + column] = value;
   } else if (a.out_kind == DecodeOut::kGatedPle) {
     static_cast<__nv_bfloat16*>(a.out)[slot_order(row, column, a.rows)] =
-        __float2bfloat16_rn(__fmul_rn(gelu_tanh(value), __ldcg(a.ple + row * a.ple_stride + column)));
+        gated(value, __ldcg(a.ple + row * a.ple_stride + column));
   } else {
-    static_cast<float*>(a.out)[static_cast<int64_t>(row) * a.n + column] =
-        a.cap == 0 ? value : __fmul_rn(a.cap, tanhf(__fdiv_rn(value, a.cap)));
+    static_cast<float*>(a.out)[static_cast<int64_t>(row) * a.n + column] = capped(value, a.cap);
   }
 }
 __device__ __forceinline__ void store_gated(const ProductArgs& a, int row, int feature, float gate,
                                             float up) {
-  static_cast<__nv_bfloat16*>(a.out)[slot_order(row, feature, a.rows)] =
-      __float2bfloat16_rn(__fmul_rn(gelu_tanh(gate), up));
+  static_cast<__nv_bfloat16*>(a.out)[x_index(a.out_order, row, feature, a.rows, a.n / 2)] = gated(gate, up);
 }
 
 // One warp's sums of a row tile, to shared memory [rows][kRedPitch].
@@ -104,6 +110,7 @@ struct Device {
   int sms = 0;
   int shared_per_block = 0;
   bool dependent_launch = false;
+  bool wgmma = false;
 };
 const Device& product_device();
 
@@ -148,6 +155,11 @@ bool launch_few_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStr
 
 // decode_product_several.cu: more than 8 rows, any shape; each warp a run of K.
 cudaError_t launch_several_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
+
+// decode_product_wide.cu: more than kWideFrom rows on sm_90, x in wide order; only where takes_wide_rows().
+constexpr int kWideFrom = 32;
+bool takes_wide_rows(const TiledWeight& w, int rows);
+cudaError_t launch_wide_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
 
 // decode_product_many.cu: more than 8 rows, K in such runs.
 bool launch_many_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream,

@@ -17,7 +17,7 @@ class Chain {
     const int width = l.attention.n_heads * l.attention.head_dim;
     plain(l.o, b_.attended, b_.y, width);
     owe(l.o, l.post_attention_norm, 1);
-    normed(l.gate_up, l.pre_feedforward_norm, DecodeOut::kGatedUp, b_.wide);
+    normed(l.gate_up, l.pre_feedforward_norm, DecodeOut::kGatedUp, b_.wide, nullptr, order_for(l.down));
     plain(l.down, b_.wide, b_.y, l.gate_up.n / 2);
     if (l.ple_gate.n == 0) {
       owe(l.down, l.post_feedforward_norm, l.layer_scalar);
@@ -35,7 +35,7 @@ class Chain {
   float* settle() {
     if (pending_.y != nullptr) {
       pending_.pre_norm = nullptr;
-      keep(launch_decode_norm(pending_, s_.rows.n, s_.hidden, nullptr, !s_.portable, stream_));
+      keep(launch_decode_norm(pending_, s_.rows.n, s_.hidden, nullptr, XOrder::kSlots, !s_.portable, stream_));
       paid();
     }
     return b_.h[current_];
@@ -62,8 +62,10 @@ class Chain {
     pending_.y = nullptr;
   }
 
+  XOrder order_for(const TiledWeight& w) const { return x_order_of(w, s_.rows.n, s_.portable); }
+
   void normed(const TiledWeight& w, const float* norm, DecodeOut kind, void* out,
-              const float* ple = nullptr) {
+              const float* ple = nullptr, XOrder out_order = XOrder::kSlots) {
     pending_.pre_norm = norm;
     keep(launch_decode_product({.w = w,
                                 .rows = s_.rows.n,
@@ -71,6 +73,7 @@ class Chain {
                                 .x_scratch = b_.x,
                                 .out_kind = kind,
                                 .out = out,
+                                .out_order = out_order,
                                 .ple = ple,
                                 .ple_stride = s_.per_layer_stride,
                                 .cap = s_.softcap,
@@ -81,7 +84,12 @@ class Chain {
 
   void plain(const TiledWeight& w, const void* x, float* out, int k) {
     if (w.k != k) keep(cudaErrorInvalidValue);
-    keep(launch_decode_product({.w = w, .rows = s_.rows.n, .x = x, .out = out, .portable = s_.portable},
+    keep(launch_decode_product({.w = w,
+                                .rows = s_.rows.n,
+                                .x = x,
+                                .x_order = order_for(w),
+                                .out = out,
+                                .portable = s_.portable},
                                stream_));
   }
 
@@ -96,7 +104,7 @@ class Chain {
                                     .owns_kv = l.owns_kv,
                                     .max_context = s_.max_context,
                                     .out = b_.attended,
-                                    .out_slots = true,
+                                    .out_order = order_for(l.o),
                                     .workspace = b_.attention_workspace,
                                     .workspace_rows = b_.attention_workspace_rows};
     keep(launch_decode_attention(attention, s_.attention_design, stream_));

@@ -66,6 +66,11 @@ __device__ __forceinline__ void named_barrier(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+// The two halves of such a barrier: who arrives goes on, who waits is counted too.
+__device__ __forceinline__ void named_barrier_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
@@ -145,6 +150,8 @@ struct Wgmma;
 // clang-format off
 #define JEWEL_D8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define JEWEL_D32(i) JEWEL_D8(i), JEWEL_D8(i + 8), JEWEL_D8(i + 16), JEWEL_D8(i + 24)
+#define JEWEL_L1_PART "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51"
+#define JEWEL_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define JEWEL_L0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define JEWEL_L1 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define JEWEL_L2 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
@@ -164,6 +171,7 @@ struct Wgmma;
   };
 #define JEWEL_OPERANDS(...) __VA_ARGS__
 JEWEL_WGMMA(64, false, "m64n64k16", "bf16.bf16", ", 0", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
+JEWEL_WGMMA(104, false, "m64n104k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1_PART, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D8(32), JEWEL_D8(40), JEWEL_D4(48)), "%52", "%53", "%54", "%55", "%56", "%57")
 JEWEL_WGMMA(128, false, "m64n128k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
 JEWEL_WGMMA(160, false, "m64n160k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2_HALF, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D8(64), JEWEL_D8(72)), "%80", "%81", "%82", "%83", "%84", "%85")
 JEWEL_WGMMA(192, false, "m64n192k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64)), "%96", "%97", "%98", "%99", "%100", "%101")
@@ -181,6 +189,8 @@ JEWEL_WGMMA(256, true, "m64n256k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", 
 #undef JEWEL_L2
 #undef JEWEL_L1
 #undef JEWEL_L0
+#undef JEWEL_L1_PART
+#undef JEWEL_D4
 #undef JEWEL_D32
 #undef JEWEL_D8
 // clang-format on

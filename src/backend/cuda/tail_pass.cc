@@ -142,9 +142,10 @@ class Tail final : public TailPass {
     buffers_.h[1] = carver.take<float>(rows * hidden);
     buffers_.y = carver.take<float>(4 * rows * hidden);
     buffers_.qkv = carver.take<float>(rows * qkv);
-    buffers_.attended = carver.take<uint16_t>(rows * attended);
-    buffers_.x = carver.take<uint16_t>(rows * hidden);
-    buffers_.wide = carver.take<uint16_t>(rows * wide);
+    const auto padded = static_cast<size_t>(wide_rows(max_rows_));  // what comes in wide order
+    buffers_.attended = carver.take<uint16_t>(padded * attended);
+    buffers_.x = carver.take<uint16_t>(padded * hidden);
+    buffers_.wide = carver.take<uint16_t>(padded * wide);
     buffers_.ple_mid = carver.take<uint16_t>(rows * p);
     buffers_.attention_workspace = carver.take<std::byte>(workspace);
     ple_ = carver.take<float>(rows * p * static_cast<size_t>(text_.n_layers));
