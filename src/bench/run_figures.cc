@@ -122,14 +122,19 @@ class Summary {
     const auto keep = [](std::optional<double>& kept, const std::optional<double>& seen, bool most) {
       if (seen && (!kept || (most ? *seen > *kept : *seen < *kept))) kept = seen;
     };
+    // A tick is seen up to a reading late, so power between two ticks is off by half: it is taken over
+    // several.
+    constexpr double kPowerSeconds = 0.5;
+    size_t from = 0;
     for (size_t i = 0; i < readings.size(); ++i) {
       keep(figures_.celsius_max, readings[i].celsius, true);
       keep(figures_.sm_mhz_min, readings[i].sm_mhz, false);
       keep(figures_.memory_mhz_min, readings[i].memory_mhz, false);
-      if (i == 0) continue;
-      const double passed = seconds(readings[i].at - readings[i - 1].at);
+      const double passed = seconds(readings[i].at - readings[from].at);
+      if (passed < kPowerSeconds && (i + 1 < readings.size() || passed == 0)) continue;
       figures_.power.emplace_back(seconds(readings[i].at - run_.begun),
-                                  (readings[i].joules - readings[i - 1].joules) / passed);
+                                  (readings[i].joules - readings[from].joules) / passed);
+      from = i;
     }
   }
 

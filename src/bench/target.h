@@ -40,7 +40,8 @@ struct TargetInfo {
 struct Rates {
   double bytes_per_s = 0;
   double flop_per_s = 0;
-  double prompt_flop_per_s = 0;  // where prompts are multiplied in another type (FP8 activations); 0: the same
+  double prompt_flop_per_s =
+      0;  // where prompts are multiplied in another type (FP8 activations); 0: the same
   std::string how;
   double prompt_rate() const { return prompt_flop_per_s > 0 ? prompt_flop_per_s : flop_per_s; }
   bool known() const { return bytes_per_s > 0 && flop_per_s > 0; }
@@ -68,6 +69,10 @@ class Target {
 
 // One request, to its end; forgets the requests that were ready.
 Result<ChatAnswer> ask(Target& target, const boost::json::object& body);
+
+// Two models that stay loaded, as A B B A needs it: how far the first, and then the second, may fill the
+// share of a card's memory that was given (--gpu-memory-utilization counts what others hold).
+inline constexpr double kMemoryOfTwo[2] = {0.45, 0.9};
 
 // `name`: what it is called in tables; empty: its directory.
 Result<std::unique_ptr<Target>> make_local_target(const std::string& directory, const EngineOptions& options,

@@ -9,8 +9,6 @@
 namespace jewel {
 namespace {
 
-constexpr double kShareOfEach = 0.45;  // of a card's memory: both models are loaded, as A B B A needs it
-
 Error interrupted() {
   return {ErrorCode::kCancelled, "interrupted", {}};
 }
@@ -68,10 +66,11 @@ class CardRun {
     return {};
   }
 
-  Result<std::unique_ptr<Target>> open(const std::string& directory, const std::string& name) const {
+  Result<std::unique_ptr<Target>> open(const std::string& directory, const std::string& name,
+                                       double memory_share) const {
     EngineOptions engine = settings_.engine;
     engine.max_waiting = 1 << 20;
-    engine.gpu_memory_utilization *= kShareOfEach;
+    engine.gpu_memory_utilization *= memory_share;
     for (const Load& load : settings_.bench.loads)
       engine.max_num_seqs = std::max(engine.max_num_seqs, load.concurrency);
     return make_local_target(directory, engine, name);
@@ -81,8 +80,8 @@ class CardRun {
     if (cancel_) return interrupted();
     progress_("loading both models", 0, 0);
     std::vector<std::unique_ptr<Target>> targets(2);
-    JEWEL_ASSIGN(targets[0], open(settings_.source, "BF16"));
-    JEWEL_ASSIGN(targets[1], open(settings_.fp8, "FP8"));
+    JEWEL_ASSIGN(targets[0], open(settings_.source, "BF16", kMemoryOfTwo[0]));
+    JEWEL_ASSIGN(targets[1], open(settings_.fp8, "FP8", kMemoryOfTwo[1]));
     const TargetInfo& info = targets.front()->info();
     BenchPlan plan = settings_.bench;
     plan.cancel = &cancel_;

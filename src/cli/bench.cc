@@ -103,12 +103,13 @@ Result<std::unique_ptr<Target>> open_target(const BenchFlags& flags, const std::
 Result<std::vector<std::unique_ptr<Target>>> open_targets(const BenchFlags& flags) {
   const bool two_here =
       !flags.against.empty() && !is_server_address(flags.target) && !is_server_address(flags.against);
-  // Both stay loaded, as A B B A needs it. What the second may have is counted with the first in place.
   std::vector<std::unique_ptr<Target>> targets;
-  JEWEL_ASSIGN(auto first, open_target(flags, flags.target, flags.client.model, two_here ? 0.45 : 1));
+  JEWEL_ASSIGN(auto first,
+               open_target(flags, flags.target, flags.client.model, two_here ? kMemoryOfTwo[0] : 1));
   targets.push_back(std::move(first));
   if (!flags.against.empty()) {
-    JEWEL_ASSIGN(auto second, open_target(flags, flags.against, flags.against_model, two_here ? 0.9 : 1));
+    JEWEL_ASSIGN(auto second,
+                 open_target(flags, flags.against, flags.against_model, two_here ? kMemoryOfTwo[1] : 1));
     targets.push_back(std::move(second));
   }
   return targets;

@@ -177,8 +177,8 @@ cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, voi
                                bool overlap, cudaStream_t stream) {
   if (hidden > kMaxHidden || hidden % 4 != 0 || rows < 1) return cudaErrorInvalidValue;
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)), .overlap = overlap};
-  return launch_kernel<DecodeNorm, int, int, uint8_t*, XOrder>(residual_norm_kernel, shape, stream, norm, rows,
-                                                               hidden, static_cast<uint8_t*>(x), x_order);
+  return launch_kernel<DecodeNorm, int, int, uint8_t*, XOrder>(
+      residual_norm_kernel, shape, stream, norm, rows, hidden, static_cast<uint8_t*>(x), x_order);
 }
 
 cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {

@@ -50,9 +50,9 @@ JEWEL_HOST_DEVICE constexpr int64_t slot_order(int row, int k, int rows) {
   return (int64_t{k / 32} * rows + row) * 32 + k32 % 16 / 4 * 8 + in_lane;
 }
 
-// Where element (row, k) of an activation [rows, k] stands in "wide order", which wgmma reads from shared memory:
-// BF16 [k / 16][even k, odd k][rows][8], rows rounded up to a multiple of 8; nobody looks at what the rows
-// without a meaning hold.
+// Where element (row, k) of an activation [rows, k] stands in "wide order", which wgmma reads from shared
+// memory: BF16 [k / 16][even k, odd k][rows][8], rows rounded up to a multiple of 8; nobody looks at what the
+// rows without a meaning hold.
 JEWEL_HOST_DEVICE constexpr int wide_rows(int rows) {
   return (rows + 7) / 8 * 8;
 }

@@ -35,7 +35,8 @@ class Chain {
   float* settle() {
     if (pending_.y != nullptr) {
       pending_.pre_norm = nullptr;
-      keep(launch_decode_norm(pending_, s_.rows.n, s_.hidden, nullptr, XOrder::kSlots, !s_.portable, stream_));
+      keep(
+          launch_decode_norm(pending_, s_.rows.n, s_.hidden, nullptr, XOrder::kSlots, !s_.portable, stream_));
       paid();
     }
     return b_.h[current_];
@@ -64,8 +65,8 @@ class Chain {
 
   XOrder order_for(const TiledWeight& w) const { return x_order_of(w, s_.rows.n, s_.portable); }
 
-  void normed(const TiledWeight& w, const float* norm, DecodeOut kind, void* out,
-              const float* ple = nullptr, XOrder out_order = XOrder::kSlots) {
+  void normed(const TiledWeight& w, const float* norm, DecodeOut kind, void* out, const float* ple = nullptr,
+              XOrder out_order = XOrder::kSlots) {
     pending_.pre_norm = norm;
     keep(launch_decode_product({.w = w,
                                 .rows = s_.rows.n,
@@ -84,13 +85,9 @@ class Chain {
 
   void plain(const TiledWeight& w, const void* x, float* out, int k) {
     if (w.k != k) keep(cudaErrorInvalidValue);
-    keep(launch_decode_product({.w = w,
-                                .rows = s_.rows.n,
-                                .x = x,
-                                .x_order = order_for(w),
-                                .out = out,
-                                .portable = s_.portable},
-                               stream_));
+    keep(launch_decode_product(
+        {.w = w, .rows = s_.rows.n, .x = x, .x_order = order_for(w), .out = out, .portable = s_.portable},
+        stream_));
   }
 
   void attend(const DecodeLayer& l) {
