@@ -142,6 +142,38 @@ TEST(EnergyBooks, TheFirstEndWaitsForAReadingAndLaterOnesDoNot) {
   EXPECT_NE(books.totals().residual_joules, 0) << "and put right later";
 }
 
+// The meter looks seldom while nobody asks: each reading covers 8 s of rest, 640 J, and 30 J of work.
+TEST(EnergyBooks, LoneRequestsAfterLongRestsHaveFigures) {
+  EnergyBooks books(at(0));
+  double now = 0, counter = 0;
+  const auto read = [&](double until, double joules) {
+    now = until;
+    counter += joules;
+    books.reading(at(now), counter);
+  };
+  read(0, 0);
+  for (int i = 1; i <= 20; ++i) read(i, 80);
+  int figures = 0, waited = 0;
+  double sum = 0;
+  for (uint64_t request = 1; request <= 20; ++request) {
+    const double begin = now + 8;
+    books.work_begins(at(begin));
+    const RowWork row[] = {{.sequence = request, .decode_tokens = 1}};
+    books.step_done(at(begin + 0.1), row);
+    books.work_ends(at(begin + 0.1));
+    auto closed = books.close(at(begin + 0.1), request, 0);
+    read(begin + 0.2, 80 * 8.1 + 30);
+    waited += closed.state == State::kWait ? 1 : 0;
+    if (closed.state == State::kWait) closed = books.close(at(now), request, 0);
+    if (closed.state != State::kDone) continue;
+    ++figures;
+    sum += closed.joules.sum();
+  }
+  EXPECT_GE(figures, 19);
+  EXPECT_LE(waited, 5) << "for the next reading, which in a meter is seconds away";
+  EXPECT_NEAR(sum / figures, 30, 1);
+}
+
 TEST(EnergyBooks, WhoWaitsTooLongHasNoFigure) {
   EnergyBooks books(at(0));
   books.reading(at(0), 0);
