@@ -16,6 +16,11 @@
 namespace jewel {
 namespace {
 
+// Reports have a line for each setting, and a name stands in it.
+bool is_word(std::string_view name) {
+  return std::ranges::none_of(name, [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7f; });
+}
+
 constexpr size_t kMaxFileBytes = 1 << 20;
 constexpr int kMaxYamlNodes = 20'000;  // aliases can make a small file large
 constexpr int kMaxYamlDepth = 64;
@@ -313,7 +318,7 @@ Result<void> Settings::add_yaml(const std::string& text, const std::string& file
     for (const auto& entry : root) {
       const YAML::Node& key = entry.first;
       const YAML::Node& node = entry.second;
-      if (!key.IsScalar())
+      if (!key.IsScalar() || !is_word(key.Scalar()))
         return invalid(fmt::format("{}:{}: a key that is not a word", file, key.Mark().line + 1));
       Setting setting{.flag = find_flag(key.Scalar()),
                       .name = key.Scalar(),
@@ -379,6 +384,7 @@ Result<void> Settings::read_arguments(std::span<const std::string> arguments) {
       continue;
     }
 
+    if (!is_word(name)) return invalid("a flag with control characters in its name");
     std::string path;  // below a JSON flag
     const Flag* flag = argument.starts_with("--") ? find_flag(name) : short_flag(argument);
     if (!flag) flag = dotted_flag(name, path);

@@ -126,6 +126,8 @@ TEST(Settings, BadFilesAreErrors) {
   EXPECT_FALSE(Settings::read(std::vector<std::string>{"--config", "/nonexistent.yaml"}).ok());
   EXPECT_FALSE(Settings::read(std::vector<std::string>{"--config", "/nonexistent.json"}).ok());
   EXPECT_FALSE(Settings::read(std::vector<std::string>{"--port"}).ok());
+  EXPECT_FALSE(Settings::read_yaml("\"port\\nhost\": 1\n", "f.yaml").ok());
+  EXPECT_FALSE(Settings::read(std::vector<std::string>{"--po\nrt", "1"}).ok());
   // Aliases that would grow to 10^9 values.
   std::string bomb = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n";
   for (int i = 1; i < 9; ++i) {
