@@ -9,19 +9,14 @@ Clients ask for answers of 8 to 256 tokens to prompts of 20 to 1,500 words, paus
 start to end: the sum of `usage.energy.joules`, the rise of jewel_energy_joules_total{phase="idle"}, and that of NVML's
 counter, read by this script. Exit code 3: answers and rest are not within 2 % of the counter, or an answer had no joules."""
 
-import argparse
-import datetime
 import json
-import os
-import platform
 import random
 import re
-import subprocess
 import sys
 import threading
 import time
 
-from idle_release import Card, Server
+from served import Card, Server, arguments_of, parser_of, write_result
 
 BAR = 0.02
 
@@ -45,15 +40,10 @@ def books(server):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jewel", default="build/release/jewel")
-    parser.add_argument("--model", default="models/jewel-demo")
-    parser.add_argument("--device", default="auto")
+    parser = parser_of(__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--gpu", type=int, default=0)
-    parser.add_argument("--json")
-    arguments, arguments.flags = parser.parse_known_args()
+    arguments = arguments_of(parser)
 
     card = Card(arguments.gpu)
     if card.handle is None:
@@ -87,16 +77,8 @@ def main():
                ("time of work", work_s, "s"), ("time in all", passed, "s")]
     for name, value, unit in figures:
         print(f"figure {name}: {value:.6g} {unit}")
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"what": "joules told to answers, and of rest, against the card's counter",
-                       "date": datetime.date.today().isoformat(),
-                       "version": subprocess.run([arguments.jewel, "--version"], capture_output=True, text=True).stdout.strip(),
-                       "machine": f"{card.name}, {platform.machine()}, {os.cpu_count()} cores",
-                       "settings": {k: v for k, v in vars(arguments).items() if k != "json"},
-                       "method": "NVML energy counter", "ceilings": {},
-                       "figures": [{"name": n, "value": round(v, 5), "unit": u} for n, v, u in figures]}, file, indent=1)
-            file.write("\n")
+    write_result(arguments, card, "joules told to answers, and of rest, against the card's counter",
+                 [{"name": n, "value": round(v, 5), "unit": u} for n, v, u in figures])
     if abs(off) > BAR or len(told) < len(answers):
         print(f"missed: {off:+.2%} (bar {BAR:.0%}), {len(answers) - len(told)} answers without joules", file=sys.stderr)
         sys.exit(3)

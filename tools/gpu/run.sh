@@ -12,12 +12,14 @@
 #   answer      the program itself: a picture and a question
 #   idle        watts of a server that waits and joules of a request a minute, with the device kept and given back
 #               (bench/idle_release.py, 5 minutes, wants python3 and the card to itself; figures in build/gpu/idle.json)
+#   books       joules told to answers, and of rest, against the card's counter (bench/energy_books.py, a minute and a
+#               half, the same wants; figures in build/gpu/books.json)
 #
 # A step that is skipped because no device was found counts as a failure.
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit 1
 programs=build/gpu
-only=backend,goldens,demo,memcheck,racecheck,answer,idle
+only=backend,goldens,demo,memcheck,racecheck,answer,idle,books
 limit=600
 json=build/gpu/result.json
 while (( $# )); do
@@ -80,6 +82,7 @@ export -f answers
 run_step answer bash -c answers
 mkdir -p build/gpu
 run_step idle python3 bench/idle_release.py --jewel "$programs/jewel" --device cuda --requests 2 --json build/gpu/idle.json
+run_step books python3 bench/energy_books.py --jewel "$programs/jewel" --device cuda --json build/gpu/books.json
 
 printf '\n%s\n' "${device:-no NVIDIA device}"
 printf '%s\n' "${rows[@]}"
