@@ -3,7 +3,7 @@
 
 JOBS ?= $(shell nproc)
 JEWEL := build/release/jewel
-# Seconds that each fuzz target runs in `make fuzz` and `make check`.
+# Seconds that a fuzz target runs in `make fuzz` and `make check`; four run twice as long.
 FUZZ_SECONDS ?= 30
 # The tests in which several threads of ours meet; under TSan the others would only be slower.
 TSAN_TESTS := base_test backend_test engine_test checkpoint_test api_test hub_test energy_test
@@ -78,7 +78,7 @@ tsan: setup-check build/tsan/build.ninja  ## the threaded tests under ThreadSani
 	@cmake --build build/tsan -j $(JOBS) --target $(TSAN_TESTS)
 	@ctest --preset tsan -j $(JOBS) --no-tests=error -R '^($(subst $(space),|,$(TSAN_TESTS)))$$'
 
-fuzz: setup-check build/asan/build.ninja  ## every fuzz target for FUZZ_SECONDS (30) seconds
+fuzz: setup-check build/asan/build.ninja  ## every fuzz target for FUZZ_SECONDS (30) seconds or twice that
 	@cmake --build build/asan -j $(JOBS) --target fuzzers
 	@JOBS=$(JOBS) tests/fuzz/run.sh build/asan $(FUZZ_SECONDS)
 
