@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # tests/fuzz/run.sh BUILD_FOLDER SECONDS: runs every fuzz target that was built there, first over its committed corpus
-# (seeds and past findings), then on new inputs for SECONDS, those nearest to foreign hands for twice as long. JOBS targets run at a time. What was found interesting stays
-# in BUILD_FOLDER/corpus for the next run; an input that breaks something lands in BUILD_FOLDER/findings.
+# (seeds and past findings), then on new inputs for SECONDS, those nearest to foreign hands for twice as long. JOBS
+# targets run at a time. What was found interesting stays in BUILD_FOLDER/corpus for the next run; an input that breaks
+# something lands in BUILD_FOLDER/findings.
 set -euo pipefail
 build=$(cd "$1" && pwd)
 seconds=$2
