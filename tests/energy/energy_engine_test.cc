@@ -20,7 +20,7 @@ TEST(EnergyOfAnswers, RequestsAndIdleAreTheCounter) {
   Engine& engine = *demo.engine;
   EXPECT_EQ(engine.info().energy_method, "nvml");
   EXPECT_EQ(engine.info().energy_device, "scripted GPU");
-  double asked = 0;
+  double asked = 0, of_prompts = 0;
   int answers = 0;
   for (int round = 0; round < 6; ++round) {
     std::vector<Stream> streams;
@@ -36,14 +36,17 @@ TEST(EnergyOfAnswers, RequestsAndIdleAreTheCounter) {
       const WholeAnswer answer = read_all(stream);
       ASSERT_TRUE(answer.finish.energy.has_value());
       expect_sane(*answer.finish.energy);
-      EXPECT_GT(answer.finish.energy->prefill_joules, 0);
+      // Later prompts are a token beside the cache's: fitted prices, none below zero, may have nothing for it.
+      EXPECT_GE(answer.finish.energy->prefill_joules, 0);
       EXPECT_GT(answer.finish.energy->decode_joules, 0);
       EXPECT_EQ(answer.finish.energy->image_joules, 0);
+      of_prompts += answer.finish.energy->prefill_joules;
       asked += answer.finish.energy->joules;
       ++answers;
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(30));
   }
+  EXPECT_GT(of_prompts, 0);
   const EnergyStats stats = settled(engine);
   EXPECT_NEAR(asked + stats.idle_joules, stats.counter_joules, 0.02 * stats.counter_joules)
       << answers << " answers, residual " << stats.residual_joules << " J";
