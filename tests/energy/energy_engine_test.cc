@@ -36,7 +36,8 @@ TEST(EnergyOfAnswers, RequestsAndIdleAreTheCounter) {
       const WholeAnswer answer = read_all(stream);
       ASSERT_TRUE(answer.finish.energy.has_value());
       expect_sane(*answer.finish.energy);
-      // Later prompts are a token beside the cache's: fitted prices, none below zero, may have nothing for it.
+      // Later prompts are a token beside the cache's: fitted prices, none below zero, may have nothing for
+      // it.
       EXPECT_GE(answer.finish.energy->prefill_joules, 0);
       EXPECT_GT(answer.finish.energy->decode_joules, 0);
       EXPECT_EQ(answer.finish.energy->image_joules, 0);
