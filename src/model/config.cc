@@ -385,9 +385,9 @@ Result<ModelConfig> parse_model_config(const json::object& root, const std::stri
     }
   }
   config.eos_token_ids = read_id_list(reader, root, "eos_token_id");
-  if (config.eos_token_ids.empty() && root.if_contains("text_config") != nullptr) {
-    config.eos_token_ids = read_id_list(reader, root.at("text_config").get_object(), "eos_token_id");
-  }
+  const json::value* text = root.if_contains("text_config");
+  if (config.eos_token_ids.empty() && text != nullptr && text->is_object())
+    config.eos_token_ids = read_id_list(reader, text->get_object(), "eos_token_id");
   if (reader.failed()) return reader.error();
   return config;
 }

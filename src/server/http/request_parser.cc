@@ -69,12 +69,16 @@ size_t RequestParser::put(std::string_view bytes) {
                                         "headers",
                                         impl_->max_header_bytes)};
   } else if (error == http::error::body_limit || error == http::error::buffer_overflow) {
-    trouble_ = Trouble{413, fmt::format("the request's body is longer than {} bytes, the limit of this route",
-                                        impl_->max_body_bytes)};
+    refuse_body();
   } else {
     trouble_ = Trouble{400, fmt::format("not an HTTP/1.1 request: {}", error.message())};
   }
   return taken;
+}
+
+void RequestParser::refuse_body() {
+  trouble_ = Trouble{413, fmt::format("the request's body is longer than {} bytes, the limit of this route",
+                                      impl_->max_body_bytes)};
 }
 
 bool RequestParser::head_done() const {
@@ -136,6 +140,8 @@ std::optional<uint64_t> RequestParser::content_length() const {
 void RequestParser::read_body(size_t max_bytes) {
   impl_->max_body_bytes = max_bytes;
   impl_->parser.body_limit(max_bytes);
+  // The parser would make room for it first.
+  if (impl_->parser.content_length().value_or(0) > max_bytes) refuse_body();
   impl_->parser.eager(true);
 }
 

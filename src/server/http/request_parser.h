@@ -45,6 +45,7 @@ class RequestParser {
   std::string take_body();
 
  private:
+  void refuse_body();
   struct Impl;
   std::unique_ptr<Impl> impl_;
   std::optional<Trouble> trouble_;
