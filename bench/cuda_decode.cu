@@ -359,6 +359,8 @@ void check(bool portable) {
     check_product(3072, 2560, f, DecodeOut::kF32, false, rows, portable);
     check_product(2560, 2048, f, DecodeOut::kF32, false, rows, portable);
     check_product(2560, 4096, f, DecodeOut::kF32, false, rows, portable);
+    check_product(2560, 2048, f, DecodeOut::kF32, true, rows, portable);
+    check_product(2560, 4096, f, DecodeOut::kF32, true, rows, portable);
     check_product(20480, 2560, f, DecodeOut::kGatedUp, false, rows, portable);
     check_product(2560, 10240, f, DecodeOut::kF32, false, rows, portable);
     check_product(256, 2560, f, DecodeOut::kGatedPle, false, rows, portable);

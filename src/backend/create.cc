@@ -10,7 +10,6 @@
 #include "backend/releasable_backend.h"
 #ifdef JEWEL_HAS_CUDA
 #include "backend/cuda/cuda_backend.h"
-#include "backend/cuda/device_rates.h"
 #endif
 
 namespace jewel {
@@ -113,17 +112,14 @@ Result<CreatedBackend> create_backend(const ModelConfig& config, const ModelWeig
 #endif
 }
 
-std::optional<GpuRates> measure_gpu_rates([[maybe_unused]] const std::string& device,
-                                          [[maybe_unused]] size_t bytes) {
+std::optional<CudaRates> measure_gpu_rates([[maybe_unused]] const std::string& device,
+                                           [[maybe_unused]] size_t bytes) {
 #ifdef JEWEL_HAS_CUDA
   const auto index = cuda_index(device);
   if (!index.ok()) return std::nullopt;
   auto measured = measure_cuda_rates(*index, bytes);
   if (!measured.ok()) return std::nullopt;
-  return GpuRates{.bytes_per_s = measured->bytes_per_s,
-                  .bf16_flop_per_s = measured->bf16_flop_per_s,
-                  .fp8_flop_per_s = measured->fp8_flop_per_s,
-                  .how = std::move(measured->how)};
+  return std::move(*measured);
 #else
   return std::nullopt;
 #endif

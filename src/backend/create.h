@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/cuda/device_rates.h"
 #include "base/result.h"
 #include "model/weights.h"
 
@@ -50,12 +51,6 @@ Result<CreatedBackend> create_releasable_backend(const ModelConfig& config, cons
 
 // What the GPU that `device` names can read and multiply; nothing where it names none or this program was
 // built without CUDA. `bytes`: how much memory to read. Not while a backend there has work under way.
-struct GpuRates {
-  double bytes_per_s = 0;
-  double bf16_flop_per_s = 0;
-  double fp8_flop_per_s = 0;  // 0: it has none
-  std::string how;
-};
-std::optional<GpuRates> measure_gpu_rates(const std::string& device, size_t bytes);
+std::optional<CudaRates> measure_gpu_rates(const std::string& device, size_t bytes);
 
 }  // namespace jewel

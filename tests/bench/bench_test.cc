@@ -177,8 +177,10 @@ TEST(Bench, TheDemoModelInProcess) {
   const Figure* output = file.find("text:48:6, 2 at once: output");
   ASSERT_NE(output, nullptr);
   EXPECT_GT(*output->value, 0);
-  EXPECT_GT(output->ceiling.value_or(0),
-            0);  // whether it is above the value is for bench/, not for a busy machine
+  EXPECT_GT(output->ceiling.value_or(0), 0);
+#if !__has_feature(address_sanitizer)  // there the loops that measure it are slowed more than the model's
+  EXPECT_GT(*output->ceiling, *output->value);
+#endif
   EXPECT_EQ(output->spread->what, "min to max of 2 runs");
   EXPECT_EQ(file.find("text:48:6, 2 at once: energy of an output token"), nullptr);
   EXPECT_THAT(table_text(*result),

@@ -1,5 +1,6 @@
 // What the device itself can read and multiply, measured with the instructions that this backend's products
 // use: the ceilings that a benchmark's figures are held against.
+// This header needs no CUDA.
 //
 // Any thread may call, while no backend of this process has work under way. Takes device memory for the time
 // of the call (as much as it reads).

@@ -15,7 +15,7 @@ constexpr int kWgmmaColumns = 256;
 constexpr int kWgmmaSteps = 4;  // 128 bytes along K
 constexpr int kWgmmaSharedBytes = kWgmmaColumns * 128 + 1024;
 
-// Exponents around 2^-1 .. 2^1 in BF16; as E4M3 bytes 0x1f .. 0x7e without 0x7f.
+// As a pair of BF16 0.5 to 1 with either sign; as E4M3 even bytes up to 0x7e between two of 0x3f.
 __device__ __forceinline__ uint32_t value_word(uint32_t i) {
   uint32_t h = i * 2654435761u + 0x9e3779b9u;
   h ^= h >> 15;

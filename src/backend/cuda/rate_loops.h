@@ -8,7 +8,7 @@
 
 namespace jewel::cuda {
 
-// Words that differ, none of which is zero, infinite or NaN as a pair of BF16 or as four E4M3.
+// Words that differ, in which no value is infinite or NaN as BF16 or as E4M3, and few are zero.
 cudaError_t fill_with_values(uint32_t* words, size_t n_words, cudaStream_t stream);
 
 // Reads n_bytes (a multiple of 16). `sink` is written only if the words' XOR were one value in 2^32.
