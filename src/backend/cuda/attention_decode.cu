@@ -18,6 +18,7 @@
 
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_device.h"
+#include "backend/cuda/cluster.h"
 #include "backend/cuda/decode_product.h"
 
 namespace jewel::cuda {
@@ -107,57 +108,6 @@ __device__ __forceinline__ uint2 load_streaming8(const std::byte* p) {
   asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
   return v;
 }
-
-#if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-// Shared memory of block `rank` of the cluster, where our own has `p`.
-__device__ __forceinline__ uint32_t address_in(const void* p, int rank) {
-  const auto local = static_cast<uint32_t>(__cvta_generic_to_shared(p));
-  uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
-  return remote;
-}
-__device__ __forceinline__ float4 load_cluster4(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address));
-  return v;
-}
-__device__ __forceinline__ float2 load_cluster2(uint32_t address) {
-  float2 v;
-  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
-  return v;
-}
-// Orders nothing: for leaving.
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-#else
-__device__ __forceinline__ void cluster_arrive() {}
-__device__ __forceinline__ void cluster_arrive_relaxed() {}
-__device__ __forceinline__ void cluster_wait() {}
-__device__ __forceinline__ uint32_t address_in(const void* p, int) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-__device__ __forceinline__ float4 load_cluster4(uint32_t address) {
-  float4 v;
-  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address));
-  return v;
-}
-__device__ __forceinline__ float2 load_cluster2(uint32_t address) {
-  float2 v;
-  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(address));
-  return v;
-}
-#endif
 
 // K and V of one tile in registers.
 template <int DIM, KvFormat F>

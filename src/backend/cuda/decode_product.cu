@@ -110,7 +110,10 @@ __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
   release_next_kernel();
   wait_for_copies<0>();
   if (norm.y == nullptr) load_row(norm.h, row, hidden, h);
-  residual_norm_row(norm, weights, h, row, rows, hidden, true, scratch, [&](int column, uint2 values) {
+  const auto load_y = [&](int part, float4(&y)[kNormVectors]) {
+    load_row(norm.y, part * rows + row, hidden, y);
+  };
+  residual_norm_row(norm, weights, h, row, hidden, scratch, load_y, [&](int column, uint2 values) {
     if (x == nullptr) return;
     if (x_order == XOrder::kSlots) {
       *reinterpret_cast<uint2*>(x + slot_bytes(row, column, rows)) = values;
@@ -201,14 +204,14 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .ple = p.ple,
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
-                   .bulk_x = !p.portable && product_device().dependent_launch};
+                   .bulk_x = !p.portable && product_device().dependent_launch,
+                   .release_early = p.no_norm_follows};
   if (p.x == nullptr) {
     args.x_order = x_order_of(p.w, p.rows, p.portable);
     const cudaError_t error =
         launch_decode_norm(p.norm, p.rows, p.w.k, p.x_scratch, args.x_order, overlap, stream);
     if (error != cudaSuccess) return error;
     args.x = static_cast<const uint8_t*>(p.x_scratch);
-    args.release_early = true;  // what follows a normed product is no norm
   }
   if (args.x_order == XOrder::kWide) {
     return takes_wide_rows(p.w, p.rows) ? launch_wide_rows(args, p.w.format, overlap, stream)

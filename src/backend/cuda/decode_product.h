@@ -108,6 +108,9 @@ struct DecodeProduct {
   int64_t ple_stride = 0;
   float cap = 0;
 
+  // The kernel that follows in the stream fetches nothing before its wait that kernels ahead of this one write (a
+  // norm fetches h): it may start before this one's wait.
+  bool no_norm_follows = false;
   bool overlap = true;    // programmatic dependent launch, where the device has it
   bool portable = false;  // the path of sm_80 and sm_89 even on sm_90
 };

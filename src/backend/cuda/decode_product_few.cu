@@ -3,8 +3,8 @@
 //
 // What a dependency costs is the time from the end of the kernel ahead to the end of this one's first tiles.
 // So everything that does not need the input stands before the wait: a lane holds its part of the first row
-// tile in registers, already as BF16, and the next pieces are under way to a ring in shared memory. After the
-// wait come the input, two tensor-core instructions a piece, and the sum over the warps. A lane reads from
+// tile in registers, already as BF16, and the next pieces are under way to a ring in shared memory. Then
+// come the input, two tensor-core instructions a piece, and the sum over the warps. A lane reads from
 // the ring only what it copied itself, so the ring needs no barrier.
 #include "backend/cuda/decode_product_args.h"
 
@@ -39,14 +39,6 @@ __device__ __forceinline__ TileA read_piece(const uint8_t* lane_bytes) {
   } else {
     return tile_from_bf16(s0, *reinterpret_cast<const uint4*>(lane_bytes + 512));
   }
-}
-
-__device__ __forceinline__ uint4 load_once(const uint8_t* p) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(p));
-  return v;
 }
 
 template <TileFormat kFormat, int kRun>
@@ -98,10 +90,18 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
     }
     commit_copies();
   };
-#pragma unroll
-  for (int i = 0; i < kSlots; ++i) copy_next(i * K::kGroupBytes);
   float2 scale = tile_scales(a, row_tile, tid);
 
+  // The input is asked for as soon as it is there, ahead of what this warp still awaits.
+  const int first_step = split * kProductWarps * kRun;
+  if (a.bulk_x && warp == 0) {
+    wait_for_last_kernel();
+    if (lane == 0) {
+      fetch_bulk(shared_address(x_shared), a.x + static_cast<int64_t>(first_step) * a.rows * 64,
+                 static_cast<uint32_t>(64 * kRun * kProductWarps * a.rows), x_arrived);
+    }
+    __syncwarp();
+  }
   TileA held[K::kHeld];
 #pragma unroll
   for (int i = 0; i < K::kHeld; ++i) {
@@ -111,39 +111,30 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
       held[i] = tile_from_bf16(raw[i][0], raw[i][1]);
     }
   }
-  // The assembler would sink the conversion to where it is used, behind the wait, to save registers: a
-  // condition that needs all of it, and that no weights fulfil (BF16 from E4M3 has no such bits; for BF16 it
-  // is harmless), keeps it here.
-  uint32_t all = 0;
+  convert_here(held);
+  // The ring is filled when the held pieces have come: what a multiprocessor has under way delays the input and
+  // the end of the kernel ahead.
 #pragma unroll
-  for (int i = 0; i < K::kHeld; ++i) {
-#pragma unroll
-    for (int s = 0; s < 2; ++s) all ^= held[i].r[s][0] ^ held[i].r[s][1] ^ held[i].r[s][2] ^ held[i].r[s][3];
-  }
-  if (all == 0x12345679u) __nanosleep(0);
+  for (int i = 0; i < kSlots; ++i) copy_next(i * K::kGroupBytes);
   wait_for_last_kernel();
   if (!a.release_early) release_next_kernel();
 
   // The input, in slot order in shared memory.
-  const int count = kProductWarps * kRun * a.rows * 4;  // of 16 bytes
-  uint4* to = reinterpret_cast<uint4*>(x_shared);
-  const int first_step = split * kProductWarps * kRun;
-  if (a.bulk_x) {
-    if (tid == 0) {
-      fetch_bulk(shared_address(x_shared), a.x + static_cast<int64_t>(first_step) * a.rows * 64,
-                 static_cast<uint32_t>(count * 16), x_arrived);
-    }
-  } else if (a.x_order == XOrder::kSlots) {
-    const uint4* x = reinterpret_cast<const uint4*>(a.x) + static_cast<int64_t>(first_step) * a.rows * 4;
+  if (!a.bulk_x) {
+    const int count = kProductWarps * kRun * a.rows * 4;  // of 16 bytes
+    uint4* to = reinterpret_cast<uint4*>(x_shared);
+    if (a.x_order == XOrder::kSlots) {
+      const uint4* x = reinterpret_cast<const uint4*>(a.x) + static_cast<int64_t>(first_step) * a.rows * 4;
 #pragma unroll 4
-    for (int i = tid; i < count; i += kProductThreads) to[i] = __ldcg(x + i);
-  } else {
+      for (int i = tid; i < count; i += kProductThreads) to[i] = __ldcg(x + i);
+    } else {
 #pragma unroll 4
-    for (int i = tid; i < count; i += kProductThreads) {
-      const int part = i % 4, row = i / 4 % a.rows, step = i / 4 / a.rows;
-      const uint2* x = reinterpret_cast<const uint2*>(
-          a.x + (static_cast<int64_t>(row) * a.k32 + first_step + step) * 64 + part * 8);
-      to[i] = slots_from_natural(__ldcg(x), __ldcg(x + 4));
+      for (int i = tid; i < count; i += kProductThreads) {
+        const int part = i % 4, row = i / 4 % a.rows, step = i / 4 / a.rows;
+        const uint2* x = reinterpret_cast<const uint2*>(
+            a.x + (static_cast<int64_t>(row) * a.k32 + first_step + step) * 64 + part * 8);
+        to[i] = slots_from_natural(__ldcg(x), __ldcg(x + 4));
+      }
     }
   }
   __syncthreads();
@@ -201,7 +192,14 @@ cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
   a.bulk_x = a.bulk_x && a.x_order == XOrder::kSlots;
   // Two blocks an SM; row tiles are dealt out so that the blocks of an SM (i and i + SMs) make up for each
   // other.
-  a.block_rows = std::min(2 * product_device().sms / a.splits, a.row_tiles);
+  const int sms = product_device().sms;
+  a.block_rows = std::min(2 * sms / a.splits, a.row_tiles);
+  // One block an SM leaves room for the kernel that may start beside this one (attention, whose clusters find
+  // no place else).
+  if (a.release_early && a.row_tiles <= 3 * sms) {
+    const int tiles = (a.row_tiles + sms - 1) / sms;
+    a.block_rows = (a.row_tiles + tiles - 1) / tiles;
+  }
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)),
                           .shared = FewRows<kFormat, kRun>::shared_bytes(a.rows),
                           .overlap = overlap};

@@ -1,5 +1,9 @@
 #include "backend/cuda/decode_step.h"
 
+#include <utility>
+
+#include "backend/cuda/decode_ple.h"
+
 namespace jewel::cuda {
 namespace {
 
@@ -11,7 +15,8 @@ class Chain {
     pending_.eps = s_.eps;
   }
 
-  void layer(const DecodeLayer& l, const float* ple) {
+  // next_norm: what stands in front of the kernel after the layer; null where there is none.
+  void layer(const DecodeLayer& l, const float* ple, const float* next_norm) {
     normed(l.qkv, l.input_norm, DecodeOut::kF32, b_.qkv);
     attend(l);
     const int width = l.attention.n_heads * l.attention.head_dim;
@@ -24,6 +29,10 @@ class Chain {
       return;
     }
     owe(l.down, l.post_feedforward_norm, 1);
+    if (!s_.portable && takes_ple(l.ple_gate, l.ple_up, s_.rows.n)) {
+      ple_block(l, ple, next_norm);
+      return;
+    }
     normed(l.ple_gate, nullptr, DecodeOut::kGatedPle, b_.ple_mid, ple);
     plain(l.ple_up, b_.ple_mid, b_.y, l.ple_gate.n);
     owe(l.ple_up, l.post_ple_norm, l.layer_scalar);
@@ -63,6 +72,28 @@ class Chain {
     pending_.y = nullptr;
   }
 
+  void ple_block(const DecodeLayer& l, const float* ple, const float* next_norm) {
+    pending_.pre_norm = nullptr;
+    keep(launch_decode_norm(pending_, s_.rows.n, s_.hidden, b_.x, XOrder::kSlots, true, stream_));
+    paid();
+    DecodeNorm norm = pending_;
+    norm.post_norm = l.post_ple_norm;
+    norm.scale = l.layer_scalar;
+    norm.h_out = b_.h[1 - current_];
+    norm.pre_norm = next_norm;
+    keep(launch_decode_ple({.gate = l.ple_gate,
+                            .up = l.ple_up,
+                            .rows = s_.rows.n,
+                            .x = b_.x,
+                            .ple = ple,
+                            .ple_stride = s_.per_layer_stride,
+                            .norm = norm,
+                            .x_out = next_norm != nullptr ? b_.x : nullptr},
+                           stream_));
+    paid();
+    x_is_normed_ = next_norm != nullptr;
+  }
+
   XOrder order_for(const TiledWeight& w) const { return x_order_of(w, s_.rows.n, s_.portable); }
 
   void normed(const TiledWeight& w, const float* norm, DecodeOut kind, void* out, const float* ple = nullptr,
@@ -70,6 +101,7 @@ class Chain {
     pending_.pre_norm = norm;
     keep(launch_decode_product({.w = w,
                                 .rows = s_.rows.n,
+                                .x = std::exchange(x_is_normed_, false) ? b_.x : nullptr,
                                 .norm = pending_,
                                 .x_scratch = b_.x,
                                 .out_kind = kind,
@@ -78,6 +110,7 @@ class Chain {
                                 .ple = ple,
                                 .ple_stride = s_.per_layer_stride,
                                 .cap = s_.softcap,
+                                .no_norm_follows = true,
                                 .portable = s_.portable},
                                stream_));
     if (pending_.y != nullptr) paid();
@@ -112,6 +145,7 @@ class Chain {
   cudaStream_t stream_;
   DecodeNorm pending_;
   int current_ = 0;
+  bool x_is_normed_ = false;  // b_.x holds the input of the next normed()
   cudaError_t error_ = cudaSuccess;
 };
 
@@ -120,8 +154,12 @@ class Chain {
 cudaError_t launch_decode_step(const DecodeStep& step, cudaStream_t stream, float** h_end) {
   Chain chain(step, stream);
   const float* ple = step.per_layer_inputs;
-  for (const DecodeLayer& layer : step.layers) {
-    chain.layer(layer, ple);
+  for (size_t i = 0; i < step.layers.size(); ++i) {
+    const DecodeLayer& layer = step.layers[i];
+    const float* next_norm = i + 1 < step.layers.size() ? step.layers[i + 1].input_norm
+                             : step.head.n > 0          ? step.final_norm
+                                                        : nullptr;
+    chain.layer(layer, ple, next_norm);
     if (ple != nullptr) ple += layer.ple_gate.n;
   }
   if (step.head.n > 0) {

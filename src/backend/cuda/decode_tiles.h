@@ -118,6 +118,30 @@ __device__ __forceinline__ TileA tile_from_bf16(uint4 s0, uint4 s1) {
            {even(s1.x, s1.y), even(s1.z, s1.w), odd(s1.x, s1.y), odd(s1.z, s1.w)}}};
 }
 
+// Keeps the conversion of `tiles` where this stands. The assembler would sink it to where it is used, behind the
+// wait for the kernel ahead, to save registers: a condition that needs all of it, and that no weights fulfil
+// (BF16 from E4M3 has no such bits; for BF16 it is harmless), keeps it here.
+template <int kTiles>
+__device__ __forceinline__ void convert_here(const TileA (&tiles)[kTiles]) {
+  uint32_t all = 0;
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+    for (int s = 0; s < 2; ++s)
+      all ^= tiles[i].r[s][0] ^ tiles[i].r[s][1] ^ tiles[i].r[s][2] ^ tiles[i].r[s][3];
+  }
+  if (all == 0x12345679u) __nanosleep(0);
+}
+
+// 16 bytes that are read once.
+__device__ __forceinline__ uint4 load_once(const uint8_t* p) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p));
+  return v;
+}
+
 // 8 values of a lane in natural order (k = 4t.. and 16 + 4t..) to slot order.
 __device__ __forceinline__ uint4 slots_from_natural(uint2 s0, uint2 s1) {
   return {__byte_perm(s0.x, s0.y, 0x5410), __byte_perm(s0.x, s0.y, 0x7632), __byte_perm(s1.x, s1.y, 0x5410),
@@ -196,28 +220,28 @@ __device__ __forceinline__ void load_row(const float* rows, int row, int hidden,
   }
 }
 
-// One row of DecodeNorm by a block of kProductThreads, h being the thread's columns of norm.h. `store`
-// takes (column of 4, the values as BF16 in slot order). Every operation is written out, so that no
+// One row of DecodeNorm by a block of kProductThreads, h being the thread's columns of norm.h. load_y(part,
+// out) gives the thread's columns of a part of y, where there is an update. `store` takes (column of 4, the values as BF16 in slot order). Every operation is written out, so that no
 // compilation fuses what another does not: kernels that norm a row in front of a product and the kernel that
 // does nothing else agree bit by bit. `scratch`: kNormScratch floats.
 //
 // One pass over the block for both norms: with q = y * post_norm and r = 1 / RMS(y), the sum of (h + r q)^2
 // is sum h^2 + 2 r sum h q + r^2 sum q^2.
 constexpr int kNormScratch = 4 * kProductWarps;
-template <class Store>
+template <class LoadY, class Store>
 __device__ __forceinline__ void residual_norm_row(const DecodeNorm& norm, const float* weights,
-                                                  float4 (&h)[kNormVectors], int row, int rows, int hidden,
-                                                  bool write_h, float* scratch, const Store& store) {
+                                                  float4 (&h)[kNormVectors], int row, int hidden,
+                                                  float* scratch, const LoadY& load_y, const Store& store) {
   const int thread = static_cast<int>(threadIdx.x);
   const float inv_hidden = 1.0f / static_cast<float>(hidden);
   float square = 0;
   if (norm.y != nullptr) {
     float4 y[kNormVectors], q[kNormVectors];
-    load_row(norm.y, row, hidden, y);
+    load_y(0, y);
     if (norm.y_parts == 4) {
       float4 p[3][kNormVectors];
 #pragma unroll
-      for (int i = 0; i < 3; ++i) load_row(norm.y, (i + 1) * rows + row, hidden, p[i]);
+      for (int i = 0; i < 3; ++i) load_y(i + 1, p[i]);
 #pragma unroll
       for (int v = 0; v < kNormVectors; ++v) {
         const auto add = [](float a, float b, float c, float d) {
@@ -246,7 +270,7 @@ __device__ __forceinline__ void residual_norm_row(const DecodeNorm& norm, const 
       const int i = v * kProductThreads + thread;
       if (4 * i >= hidden) continue;
       h[v] = {update(h[v].x, q[v].x), update(h[v].y, q[v].y), update(h[v].z, q[v].z), update(h[v].w, q[v].w)};
-      if (write_h) reinterpret_cast<float4*>(norm.h_out)[int64_t{row} * hidden / 4 + i] = h[v];
+      reinterpret_cast<float4*>(norm.h_out)[int64_t{row} * hidden / 4 + i] = h[v];
     }
   } else if (norm.pre_norm != nullptr) {
     float sums[1] = {dot(h, h)};

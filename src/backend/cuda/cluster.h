@@ -1,0 +1,73 @@
+// Thread block clusters and their shared memory (sm_90; elsewhere a block is its own cluster). Included by .cu
+// files alone.
+#pragma once
+
+#include <cstdint>
+
+namespace jewel::cuda {
+
+__device__ __forceinline__ void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+// Orders nothing: for beginning and leaving.
+__device__ __forceinline__ void cluster_arrive_relaxed() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+// Shared memory of block `rank` of the cluster, where our own has `p`.
+__device__ __forceinline__ uint32_t address_in(const void* p, [[maybe_unused]] int rank) {
+  const auto local = static_cast<uint32_t>(__cvta_generic_to_shared(p));
+#if __CUDA_ARCH__ >= 900
+  uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(local), "r"(rank));
+  return remote;
+#else
+  return local;
+#endif
+}
+
+__device__ __forceinline__ float4 load_cluster4(uint32_t address) {
+  float4 v;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+#else
+  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
+#endif
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(address));
+  return v;
+}
+__device__ __forceinline__ float2 load_cluster2(uint32_t address) {
+  float2 v;
+#if __CUDA_ARCH__ >= 900
+  asm volatile("ld.shared::cluster.v2.f32 {%0,%1}, [%2];"
+#else
+  asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];"
+#endif
+               : "=f"(v.x), "=f"(v.y)
+               : "r"(address));
+  return v;
+}
+
+__device__ __forceinline__ void store_cluster([[maybe_unused]] uint32_t address, [[maybe_unused]] float v) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+#endif
+}
+__device__ __forceinline__ void store_cluster([[maybe_unused]] uint32_t address,
+                                              [[maybe_unused]] uint16_t v) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.u16 [%0], %1;" ::"r"(address), "h"(v) : "memory");
+#endif
+}
+
+}  // namespace jewel::cuda

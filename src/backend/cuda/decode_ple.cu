@@ -1,0 +1,258 @@
+// Block `rank` of the cluster computes 16 of the 256 gated values (its warps share K in eight runs, as in
+// decode_product_few.cu) and sends them to all; then 1/16 of the columns of up, which go to the block that
+// norms the row they belong to: row r is block r's. Weights are in registers before the input is there.
+#include "backend/cuda/decode_ple.h"
+
+#include "backend/cuda/cluster.h"
+#include "backend/cuda/decode_product_args.h"
+
+namespace jewel::cuda {
+namespace {
+
+constexpr int kBlocks = 16;
+constexpr int kWidth = 256;                           // of the per-layer inputs
+constexpr int kUpPieces = kWidth / 32;                // of 32 columns: one a warp
+constexpr int kPieceBytes = 1024;                     // 16 x 32 of W in BF16
+static_assert(kWidth == 16 * kBlocks && kUpPieces == kProductWarps);
+
+struct PleArgs {
+  const uint8_t* gate;
+  const uint8_t* up;
+  const uint8_t* x;
+  int rows;
+  const float* ple;
+  int64_t ple_stride;
+  DecodeNorm norm;
+  uint8_t* x_out;
+};
+
+// hidden = 256 kParts: kParts pieces of K a warp for gate, kParts row tiles a block for up.
+template <int kParts>
+struct Ple {
+  static constexpr int kHidden = 256 * kParts;
+  static constexpr int kK32 = kHidden / 32;
+
+  // Places in shared memory, in bytes.
+  int x, mid, sums, y, weights, scratch, barrier, bytes;
+  __host__ __device__ explicit Ple(int rows) {
+    const int red_rows = rows + rows % 2;
+    x = 0;
+    mid = x + kK32 * 64 * rows;
+    sums = mid + kUpPieces * 64 * rows;
+    y = sums + kParts * kProductWarps * red_rows * kRedPitch * 4;
+    weights = y + kHidden * 4;
+    scratch = weights + 2 * kHidden * 4;
+    barrier = scratch + kNormScratch * 4;
+    bytes = barrier + 16;
+  }
+};
+
+template <int kTiles>
+__device__ __forceinline__ void load_tiles(const uint8_t* from, int64_t stride, uint4 (&raw)[kTiles][2]) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+    raw[i][0] = load_once(from + i * stride);
+    raw[i][1] = load_once(from + i * stride + 512);
+  }
+}
+template <int kTiles>
+__device__ __forceinline__ void convert_tiles(const uint4 (&raw)[kTiles][2], TileA (&tiles)[kTiles]) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) tiles[i] = tile_from_bf16(raw[i][0], raw[i][1]);
+  convert_here(tiles);
+}
+
+// Sums of the eight warps for (row, column of a tile), in the order of K.
+__device__ __forceinline__ float sum_of_runs(const float* sums, int red_rows, int row, int column) {
+  float sum = sums[row * kRedPitch + column];
+#pragma unroll
+  for (int w = 1; w < kProductWarps; ++w) sum += sums[(w * red_rows + row) * kRedPitch + column];
+  return sum;
+}
+
+template <int kParts>
+__global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_constant__ PleArgs a) {
+  using P = Ple<kParts>;
+  extern __shared__ __align__(128) uint8_t shared[];
+  release_next_kernel();
+  cluster_arrive_relaxed();
+  const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
+  const int rank = static_cast<int>(blockIdx.x);
+  const P at(a.rows);
+  const int red_rows = a.rows + a.rows % 2;
+  uint8_t* mid = shared + at.mid;
+  float* sums = reinterpret_cast<float*>(shared + at.sums);
+  float* y = reinterpret_cast<float*>(shared + at.y);
+  float* weights = reinterpret_cast<float*>(shared + at.weights);
+  const uint32_t x_arrived = shared_address(shared + at.barrier);
+  const int x_bytes = P::kK32 * 64 * a.rows;
+  if (tid == 0) {
+    start_barrier(x_arrived);
+    expect_bulk(static_cast<uint32_t>(x_bytes), x_arrived);
+  }
+
+  uint4 raw_gate[kParts][2], raw_up[kParts][2];
+  load_tiles(a.gate + (static_cast<int64_t>(rank) * P::kK32 + warp * kParts) * kPieceBytes + lane * 16,
+             kPieceBytes, raw_gate);
+  load_tiles(a.up + (static_cast<int64_t>(rank) * kParts * kUpPieces + warp) * kPieceBytes + lane * 16,
+             kUpPieces * kPieceBytes, raw_up);
+  const bool norms = rank < a.rows;
+  if (norms) {
+    for (int i = tid; 4 * i < P::kHidden; i += kProductThreads) {
+      copy_async_16(shared_address(weights + 4 * i), a.norm.post_norm + 4 * i);
+      if (a.norm.pre_norm != nullptr)
+        copy_async_16(shared_address(weights + P::kHidden + 4 * i), a.norm.pre_norm + 4 * i);
+    }
+  }
+  commit_copies();
+  // Of the step's beginning: complete since the kernel ahead let this one start.
+  float ple = 0;
+  if (tid < 16 * a.rows) ple = __ldcg(a.ple + tid / 16 * a.ple_stride + rank * 16 + tid % 16);
+
+  if (warp == 0) {
+    wait_for_last_kernel();
+    if (lane == 0) fetch_bulk(shared_address(shared + at.x), a.x, static_cast<uint32_t>(x_bytes), x_arrived);
+    __syncwarp();
+  }
+  TileA gate[kParts], up[kParts];
+  convert_tiles(raw_gate, gate);
+  convert_tiles(raw_up, up);
+  wait_for_last_kernel();
+  float4 h[kNormVectors];
+  if (norms) load_row(a.norm.h, rank, P::kHidden, h);
+  __syncthreads();
+  wait_for_bulk(x_arrived);
+
+  const int b_lane = min(lane / 4, a.rows - 1) * 64 + lane % 4 * 16;
+  {
+    const uint8_t* x = shared + at.x + warp * kParts * a.rows * 64 + b_lane;
+    float acc[1][4] = {};
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const uint4 b = *reinterpret_cast<const uint4*>(x + i * a.rows * 64);
+      multiply_add(acc[0], gate[i].r[0], b.x, b.y);
+      multiply_add(acc[0], gate[i].r[1], b.z, b.w);
+    }
+    stash_sums<1>(sums + warp * red_rows * kRedPitch, acc, a.rows, lane);
+  }
+  __syncthreads();
+  cluster_wait();  // all blocks have started: their shared memory can be written
+  if (tid < 16 * a.rows) {
+    const int row = tid / 16, column = rank * 16 + tid % 16;
+    const __nv_bfloat16 value = gated(sum_of_runs(sums, red_rows, row, tid % 16), ple);
+    const uint8_t* place = mid + 2 * slot_order(row, column, a.rows);
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+      store_cluster(address_in(place, block), __bfloat16_as_ushort(value));
+  }
+  cluster_arrive();
+  cluster_wait();
+
+  {
+    const uint4 b = *reinterpret_cast<const uint4*>(mid + warp * a.rows * 64 + b_lane);
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      float acc[1][4] = {};
+      multiply_add(acc[0], up[i].r[0], b.x, b.y);
+      multiply_add(acc[0], up[i].r[1], b.z, b.w);
+      stash_sums<1>(sums + (i * kProductWarps + warp) * red_rows * kRedPitch, acc, a.rows, lane);
+    }
+  }
+  __syncthreads();
+  for (int i = tid; i < 16 * kParts * a.rows; i += kProductThreads) {
+    const int row = i / (16 * kParts), column = i % (16 * kParts);
+    const float value =
+        sum_of_runs(sums + column / 16 * kProductWarps * red_rows * kRedPitch, red_rows, row, column % 16);
+    store_cluster(address_in(y + rank * 16 * kParts + column, row), value);
+  }
+  cluster_arrive();
+  cluster_wait();
+  if (!norms) return;
+
+  wait_for_copies<0>();
+  const auto load_y = [&](int, float4(&out)[kNormVectors]) {
+#pragma unroll
+    for (int v = 0; v < kNormVectors; ++v) {
+      const int i = v * kProductThreads + tid;
+      out[v] = 4 * i < P::kHidden ? reinterpret_cast<const float4*>(y)[i] : float4{0, 0, 0, 0};
+    }
+  };
+  residual_norm_row(a.norm, weights, h, rank, P::kHidden, reinterpret_cast<float*>(shared + at.scratch),
+                    load_y, [&](int column, uint2 values) {
+                      if (a.x_out == nullptr) return;
+                      *reinterpret_cast<uint2*>(a.x_out + slot_bytes(rank, column, a.rows)) = values;
+                    });
+}
+
+template <int kParts>
+cudaError_t launch(const PleArgs& args, cudaStream_t stream) {
+  const auto kernel = ple_kernel<kParts>;
+  const LaunchShape shape{.grid = dim3(kBlocks),
+                          .shared = static_cast<size_t>(Ple<kParts>(args.rows).bytes),
+                          .overlap = true,
+                          .cluster = kBlocks};
+  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           Ple<kParts>(kMaxPleRows).bytes);
+  if (error == cudaSuccess)
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  return error != cudaSuccess ? error : launch_kernel<PleArgs>(kernel, shape, stream, args);
+}
+
+// Whether the device has room for such a cluster (a part of a GPU may not).
+template <int kParts>
+bool fits() {
+  const auto kernel = ple_kernel<kParts>;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {kBlocks, 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(kBlocks);
+  config.blockDim = dim3(kProductThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(Ple<kParts>(kMaxPleRows).bytes);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  const bool fits = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                         Ple<kParts>(kMaxPleRows).bytes) == cudaSuccess &&
+                    cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) ==
+                        cudaSuccess &&
+                    cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess && clusters > 0;
+  cudaGetLastError();
+  return fits;
+}
+
+}  // namespace
+
+bool takes_ple(const TiledWeight& gate, const TiledWeight& up, int rows) {
+  if (rows < 1 || rows > kMaxPleRows || gate.n != kWidth || up.k != kWidth || up.n != gate.k ||
+      gate.format != TileFormat::kBF16 || up.format != TileFormat::kBF16 || gate.row_scale != nullptr ||
+      up.row_scale != nullptr || !product_device().dependent_launch) {
+    return false;
+  }
+  if (gate.k == Ple<10>::kHidden) {
+    static const bool can = fits<10>();
+    return can;
+  }
+  if (gate.k == Ple<6>::kHidden) {
+    static const bool can = fits<6>();
+    return can;
+  }
+  return false;
+}
+
+cudaError_t launch_decode_ple(const DecodePle& p, cudaStream_t stream) {
+  if (!takes_ple(p.gate, p.up, p.rows)) return cudaErrorInvalidValue;
+  PleArgs args{.gate = static_cast<const uint8_t*>(p.gate.tiles),
+               .up = static_cast<const uint8_t*>(p.up.tiles),
+               .x = static_cast<const uint8_t*>(p.x),
+               .rows = p.rows,
+               .ple = p.ple,
+               .ple_stride = p.ple_stride,
+               .norm = p.norm,
+               .x_out = static_cast<uint8_t*>(p.x_out)};
+  args.norm.y = p.norm.h;  // an update is owed; what y is, the kernel knows itself
+  args.norm.y_parts = 1;
+  return p.gate.k == Ple<10>::kHidden ? launch<10>(args, stream) : launch<6>(args, stream);
+}
+
+}  // namespace jewel::cuda
