@@ -58,15 +58,46 @@ __device__ __forceinline__ float2 load_cluster2(uint32_t address) {
   return v;
 }
 
-__device__ __forceinline__ void store_cluster([[maybe_unused]] uint32_t address, [[maybe_unused]] float v) {
+// 8 bytes into another block's shared memory; that block's `barrier` (an mbarrier, both addresses by address_in())
+// counts them.
+__device__ __forceinline__ void send_cluster8([[maybe_unused]] uint32_t to, [[maybe_unused]] uint2 v,
+                                              [[maybe_unused]] uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(v) : "memory");
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+               "r"(v.x), "r"(v.y), "r"(barrier)
+               : "memory");
 #endif
 }
-__device__ __forceinline__ void store_cluster([[maybe_unused]] uint32_t address,
-                                              [[maybe_unused]] uint16_t v) {
+// The same for a multiple of 16 bytes of our own shared memory, which other threads may have written: they did
+// so before order_for_bulk() and a barrier.
+__device__ __forceinline__ void send_cluster_bulk([[maybe_unused]] uint32_t to,
+                                                  [[maybe_unused]] const void* from,
+                                                  [[maybe_unused]] uint32_t bytes,
+                                                  [[maybe_unused]] uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("st.shared::cluster.u16 [%0], %1;" ::"r"(address), "h"(v) : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+      "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))), "r"(bytes), "r"(barrier)
+      : "memory");
+#endif
+}
+__device__ __forceinline__ void order_for_bulk() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+// Waits for the first phase of our own barrier, whose bytes other blocks send.
+__device__ __forceinline__ void wait_for_sent([[maybe_unused]] uint32_t barrier) {
+#if __CUDA_ARCH__ >= 900
+  uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0;\n\t"
+        "selp.u32 %0, 1, 0, p;\n\t}"
+        : "=r"(done)
+        : "r"(barrier)
+        : "memory");
+  }
 #endif
 }
 

@@ -33,17 +33,18 @@ struct Ple {
   static constexpr int kK32 = kHidden / 32;
 
   // Places in shared memory, in bytes.
-  int x, mid, sums, y, weights, scratch, barrier, bytes;
+  int x, mid, sums, sent, y, weights, scratch, barriers, bytes;
   __host__ __device__ explicit Ple(int rows) {
     const int red_rows = rows + rows % 2;
     x = 0;
     mid = x + kK32 * 64 * rows;
     sums = mid + kUpPieces * 64 * rows;
-    y = sums + kParts * kProductWarps * red_rows * kRedPitch * 4;
+    sent = sums + kParts * kProductWarps * red_rows * kRedPitch * 4;
+    y = sent + rows * 16 * kParts * 4;
     weights = y + kHidden * 4;
     scratch = weights + 2 * kHidden * 4;
-    barrier = scratch + kNormScratch * 4;
-    bytes = barrier + 16;
+    barriers = scratch + kNormScratch * 4;
+    bytes = barriers + 32;
   }
 };
 
@@ -70,33 +71,56 @@ __device__ __forceinline__ float sum_of_runs(const float* sums, int red_rows, in
   return sum;
 }
 
+// The residual update of this block's row with the y that all blocks sent, and the norm of what follows.
+template <int kParts>
+__device__ __forceinline__ void norm_row(const PleArgs& a, const Ple<kParts>& at, uint8_t* shared,
+                                         float4 (&h)[kNormVectors]) {
+  constexpr int kHidden = Ple<kParts>::kHidden;
+  const int tid = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.x);
+  const auto load_y = [&](int, float4(&out)[kNormVectors]) {
+#pragma unroll
+    for (int v = 0; v < kNormVectors; ++v) {
+      const int i = v * kProductThreads + tid;
+      out[v] = 4 * i < kHidden ? reinterpret_cast<const float4*>(shared + at.y)[i] : float4{0, 0, 0, 0};
+    }
+  };
+  residual_norm_row(a.norm, reinterpret_cast<const float*>(shared + at.weights), h, row, kHidden,
+                    reinterpret_cast<float*>(shared + at.scratch), load_y, [&](int column, uint2 values) {
+                      if (a.x_out == nullptr) return;
+                      *reinterpret_cast<uint2*>(a.x_out + slot_bytes(row, column, a.rows)) = values;
+                    });
+}
+
 template <int kParts>
 __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_constant__ PleArgs a) {
   using P = Ple<kParts>;
   extern __shared__ __align__(128) uint8_t shared[];
-  release_next_kernel();
-  cluster_arrive_relaxed();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   const int rank = static_cast<int>(blockIdx.x);
   const P at(a.rows);
   const int red_rows = a.rows + a.rows % 2;
   uint8_t* mid = shared + at.mid;
   float* sums = reinterpret_cast<float*>(shared + at.sums);
-  float* y = reinterpret_cast<float*>(shared + at.y);
+  float* sent = reinterpret_cast<float*>(shared + at.sent);
+  const float* y = reinterpret_cast<const float*>(shared + at.y);
   float* weights = reinterpret_cast<float*>(shared + at.weights);
-  const uint32_t x_arrived = shared_address(shared + at.barrier);
+  const uint8_t* barriers = shared + at.barriers;
+  const uint32_t x_arrived = shared_address(barriers), mid_arrived = x_arrived + 8, y_arrived = x_arrived + 16;
   const int x_bytes = P::kK32 * 64 * a.rows;
+  const bool norms = rank < a.rows;
   if (tid == 0) {
-    start_barrier(x_arrived);
+    for (int i = 0; i < 3; ++i) start_barrier(x_arrived + 8 * i);
     expect_bulk(static_cast<uint32_t>(x_bytes), x_arrived);
+    expect_bulk(static_cast<uint32_t>(2 * kWidth * a.rows), mid_arrived);
+    if (norms) expect_bulk(4 * P::kHidden, y_arrived);
   }
+  cluster_arrive();
 
   uint4 raw_gate[kParts][2], raw_up[kParts][2];
   load_tiles(a.gate + (static_cast<int64_t>(rank) * P::kK32 + warp * kParts) * kPieceBytes + lane * 16,
              kPieceBytes, raw_gate);
   load_tiles(a.up + (static_cast<int64_t>(rank) * kParts * kUpPieces + warp) * kPieceBytes + lane * 16,
              kUpPieces * kPieceBytes, raw_up);
-  const bool norms = rank < a.rows;
   if (norms) {
     for (int i = tid; 4 * i < P::kHidden; i += kProductThreads) {
       copy_async_16(shared_address(weights + 4 * i), a.norm.post_norm + 4 * i);
@@ -105,9 +129,6 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
     }
   }
   commit_copies();
-  // Of the step's beginning: complete since the kernel ahead let this one start.
-  float ple = 0;
-  if (tid < 16 * a.rows) ple = __ldcg(a.ple + tid / 16 * a.ple_stride + rank * 16 + tid % 16);
 
   if (warp == 0) {
     wait_for_last_kernel();
@@ -118,6 +139,9 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
   convert_tiles(raw_gate, gate);
   convert_tiles(raw_up, up);
   wait_for_last_kernel();
+  release_next_kernel();  // late, as DecodeProduct says
+  float ple = 0;
+  if (tid < 16 * a.rows) ple = __ldcg(a.ple + tid / 16 * a.ple_stride + rank * 16 + tid % 16);
   float4 h[kNormVectors];
   if (norms) load_row(a.norm.h, rank, P::kHidden, h);
   __syncthreads();
@@ -137,16 +161,20 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
   }
   __syncthreads();
   cluster_wait();  // all blocks have started: their shared memory can be written
-  if (tid < 16 * a.rows) {
-    const int row = tid / 16, column = rank * 16 + tid % 16;
-    const __nv_bfloat16 value = gated(sum_of_runs(sums, red_rows, row, tid % 16), ple);
-    const uint8_t* place = mid + 2 * slot_order(row, column, a.rows);
+  if (32 * warp < 16 * a.rows) {
+    // Four values, which stand together in slot order as 0, 2, 1, 3, to one lane; each block gets them.
+    const int row = min(tid / 16, a.rows - 1), column = tid % 16;
+    const uint32_t value = __bfloat16_as_ushort(gated(sum_of_runs(sums, red_rows, row, column), ple));
+    const uint32_t pair = value | __shfl_down_sync(~0u, value, 2) << 16;
+    const uint2 four = {pair, __shfl_down_sync(~0u, pair, 1)};
+    if (tid < 16 * a.rows && column % 4 == 0) {
+      const uint8_t* place = mid + 2 * slot_order(row, rank * 16 + column, a.rows);
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block)
-      store_cluster(address_in(place, block), __bfloat16_as_ushort(value));
+      for (int block = 0; block < kBlocks; ++block)
+        send_cluster8(address_in(place, block), four, address_in(barriers + 8, block));
+    }
   }
-  cluster_arrive();
-  cluster_wait();
+  wait_for_sent(mid_arrived);
 
   {
     const uint4 b = *reinterpret_cast<const uint4*>(mid + warp * a.rows * 64 + b_lane);
@@ -161,27 +189,22 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
   __syncthreads();
   for (int i = tid; i < 16 * kParts * a.rows; i += kProductThreads) {
     const int row = i / (16 * kParts), column = i % (16 * kParts);
-    const float value =
+    sent[i] =
         sum_of_runs(sums + column / 16 * kProductWarps * red_rows * kRedPitch, red_rows, row, column % 16);
-    store_cluster(address_in(y + rank * 16 * kParts + column, row), value);
   }
-  cluster_arrive();
+  order_for_bulk();
+  __syncthreads();
+  if (tid < a.rows) {
+    send_cluster_bulk(address_in(y + rank * 16 * kParts, tid), sent + tid * 16 * kParts, 64 * kParts,
+                      address_in(barriers + 16, tid));
+  }
+  if (norms) wait_for_sent(y_arrived);
+  cluster_arrive_relaxed();  // nobody leaves before what it sent has arrived
+  if (norms) {
+    wait_for_copies<0>();
+    norm_row<kParts>(a, at, shared, h);
+  }
   cluster_wait();
-  if (!norms) return;
-
-  wait_for_copies<0>();
-  const auto load_y = [&](int, float4(&out)[kNormVectors]) {
-#pragma unroll
-    for (int v = 0; v < kNormVectors; ++v) {
-      const int i = v * kProductThreads + tid;
-      out[v] = 4 * i < P::kHidden ? reinterpret_cast<const float4*>(y)[i] : float4{0, 0, 0, 0};
-    }
-  };
-  residual_norm_row(a.norm, weights, h, rank, P::kHidden, reinterpret_cast<float*>(shared + at.scratch),
-                    load_y, [&](int column, uint2 values) {
-                      if (a.x_out == nullptr) return;
-                      *reinterpret_cast<uint2*>(a.x_out + slot_bytes(rank, column, a.rows)) = values;
-                    });
 }
 
 template <int kParts>

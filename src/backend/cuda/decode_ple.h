@@ -27,8 +27,6 @@ struct DecodePle {
 // Whether launch_decode_ple() takes these weights and this many rows on the current device.
 bool takes_ple(const TiledWeight& gate, const TiledWeight& up, int rows);
 
-// The next kernel in the stream may start at once: it must fetch nothing before its wait that this kernel or
-// the one ahead of it writes.
 cudaError_t launch_decode_ple(const DecodePle& ple, cudaStream_t stream);
 
 }  // namespace jewel::cuda

@@ -25,6 +25,7 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
   constexpr int kRedFloats = kProductWarps * 8 * kRedPitch;
   extern __shared__ __align__(128) uint8_t shared[];
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
+  release_next_kernel();
   float* red = reinterpret_cast<float*>(shared + kProductWarps * kDepth * kPiece);
   uint8_t* x_shared = reinterpret_cast<uint8_t*>(red + 2 * kRedFloats);
 
@@ -53,7 +54,6 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
   float2 scale = tile_scales(a, first_tile, tid);
 
   wait_for_last_kernel();
-  release_next_kernel();
   const int count = steps * a.rows * 4;  // of 16 bytes: a warp copies what it will read
   uint4* to = reinterpret_cast<uint4*>(x_shared) + static_cast<int64_t>(run_begin) * a.rows * 4;
   const uint4* from = reinterpret_cast<const uint4*>(a.x) + static_cast<int64_t>(k_begin) * a.rows * 4;
@@ -102,14 +102,13 @@ __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
   __shared__ __align__(16) float scratch[kNormScratch];
   __shared__ __align__(16) float weights[2 * kMaxHidden];
   const int row = static_cast<int>(blockIdx.x);
+  release_next_kernel();
   fetch_norm_weights(norm, hidden, weights);
   commit_copies();
-  float4 h[kNormVectors];
-  fetch_first_row(norm, row, hidden, h);
   wait_for_last_kernel();
-  release_next_kernel();
+  float4 h[kNormVectors];
+  load_row(norm.h, row, hidden, h);
   wait_for_copies<0>();
-  if (norm.y == nullptr) load_row(norm.h, row, hidden, h);
   const auto load_y = [&](int part, float4(&y)[kNormVectors]) {
     load_row(norm.y, part * rows + row, hidden, y);
   };
@@ -205,7 +204,8 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
                    .bulk_x = !p.portable && product_device().dependent_launch,
-                   .release_early = p.no_norm_follows};
+                   .release_late = p.release_late,
+                   .leave_room = p.leave_room};
   if (p.x == nullptr) {
     args.x_order = x_order_of(p.w, p.rows, p.portable);
     const cudaError_t error =

@@ -26,9 +26,8 @@ struct ProductArgs {
   int64_t ple_stride;
   float cap;
   bool bulk_x = false;  // x may come by bulk copies (sm_90)
-  // The next kernel may start before this one's wait: it fetches nothing that kernels ahead of this one write
-  // (fetch_first_row() of a norm does).
-  bool release_early = false;
+  bool release_late = false;  // these two: see DecodeProduct
+  bool leave_room = false;
 };
 
 constexpr int kRedPitch = 20;  // floats from one activation row to the next: stores without bank conflicts

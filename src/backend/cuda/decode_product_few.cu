@@ -45,7 +45,7 @@ template <TileFormat kFormat, int kRun>
 __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __grid_constant__ ProductArgs a) {
   using K = FewRows<kFormat, kRun>;
   extern __shared__ __align__(128) uint8_t shared[];
-  if (a.release_early) release_next_kernel();
+  if (!a.release_late) release_next_kernel();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   const int red_rows = a.rows + a.rows % 2;
   uint8_t* x_shared = shared + K::kRingBytes;
@@ -117,7 +117,7 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) copy_next(i * K::kGroupBytes);
   wait_for_last_kernel();
-  if (!a.release_early) release_next_kernel();
+  if (a.release_late) release_next_kernel();
 
   // The input, in slot order in shared memory.
   if (!a.bulk_x) {
@@ -196,7 +196,7 @@ cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
   a.block_rows = std::min(2 * sms / a.splits, a.row_tiles);
   // One block an SM leaves room for the kernel that may start beside this one (attention, whose clusters find
   // no place else).
-  if (a.release_early && a.row_tiles <= 3 * sms) {
+  if (a.leave_room && a.row_tiles <= 3 * sms) {
     const int tiles = (a.row_tiles + sms - 1) / sms;
     a.block_rows = (a.row_tiles + tiles - 1) / tiles;
   }

@@ -144,7 +144,7 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   const uint32_t stages = shared_address(shared) + K::kRingBytes;
   const uint32_t full = stages + K::kXBytes + K::kSumBytes, empty = full + 8 * K::kRunGroups * K::kStages;
-  if (a.release_early) release_next_kernel();
+  release_next_kernel();
   if (tid == 0) {
     for (int i = 0; i < K::kRunGroups * K::kStages; ++i) {
       barrier_init(full + 8 * i, 1);
@@ -158,7 +158,6 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
     give_registers<kFillerRegisters>();
     __syncthreads();
     wait_for_last_kernel();
-    if (!a.release_early) release_next_kernel();
     if (tid == 32 * K::kWarps) fill_stages<K>(a, split, stages, full, empty, n_iterations);
     return;
   }
@@ -223,7 +222,6 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
   take(now);
   __syncthreads();         // the barriers' start
   wait_for_last_kernel();  // the epilogue writes what kernels ahead may still read
-  if (!a.release_early) release_next_kernel();
 
   const uint32_t column_bytes = 16 * wide_rows(a.rows);  // from 8 columns to the next 8
   uint32_t stage = 0, parity = 0;

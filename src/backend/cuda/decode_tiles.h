@@ -31,7 +31,9 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Lets the next kernel of the stream start. It may fetch what no kernel writes, and waits before the rest.
+// Lets the next kernel of the stream start: the first thing that most kernels of the chain do. The next one may
+// fetch what no kernel of the step writes, and waits before the rest; every kernel waits before it ends, so that
+// the end of a kernel is the end of all ahead of it.
 __device__ __forceinline__ void release_next_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -290,14 +292,6 @@ __device__ __forceinline__ void residual_norm_row(const DecodeNorm& norm, const 
     }
     store(4 * i, uint2{pack_bf16(x.x, x.z), pack_bf16(x.y, x.w)});
   }
-}
-
-// The residual stream of the rows that one block norms. A kernel of this folder lets the next one start only
-// after its own wait, when all kernels ahead of it are complete; so where an update is owed (y), h itself was
-// complete before this kernel began and its first row can be fetched before the wait.
-__device__ __forceinline__ void fetch_first_row(const DecodeNorm& norm, int row, int hidden,
-                                                float4 (&h)[kNormVectors]) {
-  if (norm.y != nullptr) load_row(norm.h, row, hidden, h);
 }
 
 // Byte offset of the four values at `column` (a multiple of 4) of `row` in slot order.
