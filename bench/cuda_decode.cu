@@ -624,7 +624,6 @@ struct Bench {
                       .h_out = b.h[1 - i % 2],
                       .pre_norm = kind.pre ? l.input_norm : nullptr};
             p.x_scratch = b.x;
-            p.leave_room = kind.out == DecodeOut::kF32;
           } else {
             p.x_order = x_order_of(p.w, rows, step.portable);
             p.x = kind.w == &DecodeLayer::o ? b.attended : kind.w == &DecodeLayer::down ? b.wide : b.ple_mid;

@@ -433,6 +433,7 @@ void bench() {
   const Work works[] = {{"1 image of 70 tokens", {{21, 30}}},
                         {"1 image of 280 tokens", {{42, 60}}},
                         {"4 images of 280 tokens", std::vector<VisionGrid>(4, {42, 60})},
+                        {"8 images of 280 tokens", std::vector<VisionGrid>(8, {42, 60})},
                         {"1 image of 1120 tokens", {{84, 120}}}};
   for (const ProductDesign design : {ProductDesign::kSm90, ProductDesign::kPortable}) {
     const VisionEncoder encoder(shape, tower.device, design);
@@ -469,8 +470,9 @@ void bench() {
         }
         return cudaSuccess;
       });
-      std::printf("%-8s %-22s %5d patches: %.3f ms, %.0f TFLOP/s; its attention %.3f ms, %.0f TFLOP/s\n",
+      std::printf("%-8s %-22s %5d patches: %.3f ms, %.3f an image, %.0f TFLOP/s; attention %.3f ms, %.0f\n",
                   design == ProductDesign::kSm90 ? "sm90" : "portable", work.name, n, all,
+                  all / static_cast<double>(work.grids.size()),
                   (linear_flop + 16 * attention_flop) / all * 1e-9, attention,
                   16 * attention_flop / attention * 1e-9);
       std::fflush(stdout);

@@ -1,7 +1,4 @@
 // The CUDA backend against the CPU's, and bitwise against itself however the work is cut.
-//
-// Needs a device. Where there is none each test is skipped with the reason; JEWEL_REQUIRE_CUDA=1 makes that a
-// failure, so that a GPU machine cannot pass by skipping.
 #include "backend/cuda/cuda_backend.h"
 
 #include <gtest/gtest.h>
@@ -12,72 +9,12 @@
 #include <functional>
 
 #include "backend/cuda/device_rates.h"
-#include "driver.h"
+#include "cuda_fixture.h"
 
 namespace jewel {
 namespace {
 
 constexpr int kTokens = 107;  // crosses the window more than twice, ends inside a page
-
-struct Mode {
-  const char* name;
-  DType weights;
-  DType kv;
-  bool portable;
-  bool graphs;
-};
-
-constexpr Mode kModes[] = {
-    {"bf16", DType::kBF16, DType::kBF16, false, true},
-    {"fp8", DType::kF8E4M3, DType::kF8E4M3, false, true},
-    {"fp8_without_graphs", DType::kF8E4M3, DType::kBF16, false, false},
-    {"fp8_portable", DType::kF8E4M3, DType::kF8E4M3, true, true},
-};
-
-std::unique_ptr<RandomModel> model_for(const Mode& mode, bool vision = false, int hidden_size = 128) {
-  RandomModelOptions options;
-  options.hidden_size = hidden_size;
-  options.intermediate_size = hidden_size * 3 / 2;
-  options.head_dim = 256;
-  options.global_head_dim = 512;
-  options.per_layer_input = 64;
-  options.vocab_size = 64;  // small enough to ask for the log-probabilities of all ids
-  options.weight_dtype = mode.weights;
-  options.scale =
-      mode.weights == DType::kF8E4M3 ? RandomModelOptions::Scale::kRow : RandomModelOptions::Scale::kNone;
-  options.vision = vision;
-  options.vision_hidden = 128;
-  options.vision_heads = 2;
-  options.patch_size = 8;
-  return random_model(options);
-}
-
-class CudaTest : public testing::TestWithParam<Mode> {
- protected:
-  // Null, with the test skipped or failed, where there is no device.
-  std::unique_ptr<Backend> open(const RandomModel& model, std::function<void(CudaOptions&)> change = {}) {
-    CudaOptions options{.kv_dtype = GetParam().kv, .max_slots = 40, .max_step_tokens = 256};
-    options.portable = GetParam().portable;
-    options.graphs = GetParam().graphs;
-    if (change) change(options);
-    auto backend = make_cuda_backend(model.config, model.weights, options);
-    if (backend.ok()) return std::move(*backend);
-    const char* required = std::getenv("JEWEL_REQUIRE_CUDA");
-    if (required && *required == '1')
-      ADD_FAILURE() << backend.error().message;
-    else
-      reason_ = backend.error().message;
-    return nullptr;
-  }
-  std::string reason_;
-};
-
-#define OPEN_OR_SKIP(driver, model, ...)                          \
-  auto driver##_backend = open(model __VA_OPT__(, ) __VA_ARGS__); \
-  if (!driver##_backend) GTEST_SKIP() << reason_;                 \
-  Driver driver(model, std::move(driver##_backend), 1024, 1024)
-
-using Rows = std::vector<std::vector<float>>;
 
 double distance(const Rows& a, const Rows& b) {
   double sum = 0, norm = 0;

@@ -1,5 +1,5 @@
-// Thread block clusters and their shared memory (sm_90; elsewhere a block is its own cluster). Included by .cu
-// files alone.
+// Thread block clusters and their shared memory (sm_90; elsewhere a block is its own cluster). Included by
+// .cu files alone.
 #pragma once
 
 #include <cstdint>
@@ -58,8 +58,8 @@ __device__ __forceinline__ float2 load_cluster2(uint32_t address) {
   return v;
 }
 
-// 8 bytes into another block's shared memory; that block's `barrier` (an mbarrier, both addresses by address_in())
-// counts them.
+// 8 bytes into another block's shared memory; that block's `barrier` (an mbarrier, both addresses by
+// address_in()) counts them.
 __device__ __forceinline__ void send_cluster8([[maybe_unused]] uint32_t to, [[maybe_unused]] uint2 v,
                                               [[maybe_unused]] uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
@@ -68,22 +68,14 @@ __device__ __forceinline__ void send_cluster8([[maybe_unused]] uint32_t to, [[ma
                : "memory");
 #endif
 }
-// The same for a multiple of 16 bytes of our own shared memory, which other threads may have written: they did
-// so before order_for_bulk() and a barrier.
-__device__ __forceinline__ void send_cluster_bulk([[maybe_unused]] uint32_t to,
-                                                  [[maybe_unused]] const void* from,
-                                                  [[maybe_unused]] uint32_t bytes,
-                                                  [[maybe_unused]] uint32_t barrier) {
+// The same for 16 bytes.
+__device__ __forceinline__ void send_cluster16([[maybe_unused]] uint32_t to, [[maybe_unused]] float4 v,
+                                               [[maybe_unused]] uint32_t barrier) {
 #if __CUDA_ARCH__ >= 900
   asm volatile(
-      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
-      "r"(static_cast<uint32_t>(__cvta_generic_to_shared(from))), "r"(bytes), "r"(barrier)
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+      "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
       : "memory");
-#endif
-}
-__device__ __forceinline__ void order_for_bulk() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
 // Waits for the first phase of our own barrier, whose bytes other blocks send.

@@ -44,20 +44,6 @@ int context_bucket(int context) {
   return bucket;
 }
 
-class Graph {
- public:
-  Graph() = default;
-  Graph(Graph&& other) noexcept : graph_(std::exchange(other.graph_, nullptr)) {}
-  Graph& operator=(Graph&&) = delete;
-  ~Graph() {
-    if (graph_) cudaGraphExecDestroy(graph_);
-  }
-  cudaGraphExec_t& get() { return graph_; }
-
- private:
-  cudaGraphExec_t graph_ = nullptr;
-};
-
 // A step between submit() and collect().
 struct InFlight {
   int ring = 0;
@@ -80,7 +66,7 @@ class Cuda final : public CudaBackend {
   ~Cuda() override { enter(); }  // what goes next belongs to the device that is current
 
   Result<void> open(const ModelWeights& weights) {
-    JEWEL_ASSIGN(stream_, Stream::make());
+    JEWEL_ASSIGN(stream_, Stream::make(StreamPriority::kHigh));
     const TextConfig& text = config_.text;
     LoadOptions load{.head_fp8 = options_.head_fp8, .progress = options_.progress};
     load.ple = options_.ple == PleTable::kAuto     ? PlePlace::kAuto
@@ -112,7 +98,7 @@ class Cuda final : public CudaBackend {
                                   sizeof(int32_t) * (static_cast<size_t>(options_.max_slots) + 128), "ids"));
     JEWEL_ASSIGN(sampling_, SlotSamplings::make(options_.max_slots, text.vocab_size));
     if (weights_->vision) {
-      JEWEL_ASSIGN(features_, Features::make(config_, *weights_->vision, options_.portable));
+      JEWEL_ASSIGN(features_, Features::make(config_, *weights_->vision, options_.portable, options_.graphs));
     }
 
     info_.name = fmt::format("cuda ({}, sm_{}{}{})", device_.name, device_.major, device_.minor,
@@ -155,8 +141,10 @@ class Cuda final : public CudaBackend {
   Result<FeatureId> encode_image(const ImagePatches& patches) override {
     enter();
     if (!features_) return unsupported("image: this model has no vision tower");
-    JEWEL_ASSIGN(const FeatureId feature, features_->encode(patches, stream_.get()));
+    JEWEL_ASSIGN(const FeatureId feature, features_->add(patches));
     if (stages_.on()) {
+      features_->start();
+      JEWEL_TRY(features_->await({&feature, 1}, stream_.get()));
       const int cell = config_.vision->pooling_kernel_size * config_.vision->pooling_kernel_size;
       const int n = patches.grid_h * patches.grid_w / cell;
       JEWEL_TRY(stages_.show(Stage::kVisionProject, -1, features_->rows(feature, 0, n), StageForm::kF32, n,
@@ -318,6 +306,9 @@ class Cuda final : public CudaBackend {
                      "page tables");
     }
     if (plan.n_decode > 0) JEWEL_TRY(enqueue_decode(plan));
+    // Behind the rows that decode, which need not wait for images.
+    if (features_) features_->start();
+    if (!plan.features.empty()) JEWEL_TRY(features_->await(plan.features, stream));
     if (plan.n_rows > 0) JEWEL_TRY(enqueue_prompts(plan));
     return enqueue_readback(plan, ring, step);
   }
@@ -334,6 +325,7 @@ class Cuda final : public CudaBackend {
     bool asked_logprobs = false;
     bool prompt_logprobs = false;
     std::vector<PageUpdate> updates;
+    std::vector<FeatureId> features;
   };
 
   static int padded_rows(int rows) {
@@ -393,6 +385,7 @@ class Cuda final : public CudaBackend {
       JEWEL_CHECK(run.offset >= 0 && run.offset <= n - run.count, "soft tokens at {} + {} of {} tokens",
                   run.offset, run.count, n);
       const float* soft = features_->rows(run.feature, run.row, run.count);
+      plan.features.push_back(run.feature);
       for (int i = 0; i < run.count; ++i) {
         host.soft_rows[first + run.offset + i] = soft + static_cast<int64_t>(i) * config_.text.hidden_size;
       }
@@ -465,19 +458,9 @@ class Cuda final : public CudaBackend {
   }
 
   Result<void> capture(int first, int n, int context, Graph& out) {
-    // Once outside a capture: kernels are loaded, and attributes set, by their first launch.
     JEWEL_TRY(decode_rows(first, n, context));
-    JEWEL_CUDA_TRY(cudaStreamBeginCapture(stream_.get(), cudaStreamCaptureModeThreadLocal),
-                   "capturing a decode step");
-    const auto enqueued = decode_rows(first, n, context);
-    cudaGraph_t graph = nullptr;
-    const cudaError_t ended = cudaStreamEndCapture(stream_.get(), &graph);
-    if (!enqueued.ok()) return enqueued.error();
-    JEWEL_CUDA_TRY(ended, "capturing a decode step");
-    const cudaError_t made = cudaGraphInstantiate(&out.get(), graph, 0);
-    cudaGraphDestroy(graph);
-    JEWEL_CUDA_TRY(made, "making a decode step's graph");
-    return {};
+    return out.capture(stream_.get(), "a decode step's graph",
+                       [&] { return decode_rows(first, n, context); });
   }
 
   Result<void> enqueue_prompts(const Plan& plan) {

@@ -14,10 +14,10 @@ namespace jewel::cuda {
 constexpr int kMaxPleRows = 8;
 
 struct DecodePle {
-  TiledWeight gate;         // [256, hidden]
-  TiledWeight up;           // [hidden, 256]
+  TiledWeight gate;  // [256, hidden]
+  TiledWeight up;    // [hidden, 256]
   int rows = 0;
-  const void* x = nullptr;  // BF16 slot order: the residual stream
+  const void* x = nullptr;     // BF16 slot order: the residual stream
   const float* ple = nullptr;  // [rows, stride]
   int64_t ple_stride = 0;
   DecodeNorm norm;        // without y, which is made here

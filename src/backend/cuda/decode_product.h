@@ -108,12 +108,6 @@ struct DecodeProduct {
   int64_t ple_stride = 0;
   float cap = 0;
 
-  // Lets the next kernel start only when this one's input is there, not at once. What stands behind then fetches
-  // its weights after attention's keys and values and the norms' inputs, not before.
-  bool release_late = false;
-  // Attention follows: up to eight rows leave half of every multiprocessor to its clusters, which find no place
-  // beside two blocks.
-  bool leave_room = false;
   bool overlap = true;    // programmatic dependent launch, where the device has it
   bool portable = false;  // the path of sm_80 and sm_89 even on sm_90
 };

@@ -26,8 +26,6 @@ struct ProductArgs {
   int64_t ple_stride;
   float cap;
   bool bulk_x = false;  // x may come by bulk copies (sm_90)
-  bool release_late = false;  // these two: see DecodeProduct
-  bool leave_room = false;
 };
 
 constexpr int kRedPitch = 20;  // floats from one activation row to the next: stores without bank conflicts
@@ -104,6 +102,9 @@ __device__ __forceinline__ void finish_tile(const ProductArgs& a, const float* s
     }
   }
 }
+
+// For up to this many rows norms rehearse: there they start well before their input is there.
+constexpr int kRehearsedRows = 4;
 
 struct Device {
   int sms = 0;

@@ -45,7 +45,7 @@ template <TileFormat kFormat, int kRun>
 __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __grid_constant__ ProductArgs a) {
   using K = FewRows<kFormat, kRun>;
   extern __shared__ __align__(128) uint8_t shared[];
-  if (!a.release_late) release_next_kernel();
+  release_next_kernel();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
   const int red_rows = a.rows + a.rows % 2;
   uint8_t* x_shared = shared + K::kRingBytes;
@@ -56,8 +56,10 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
     expect_bulk(static_cast<uint32_t>(64 * kRun * kProductWarps * a.rows), x_arrived);
   }
 
-  const int split = static_cast<int>(blockIdx.x) / a.block_rows;
-  int row_tile = static_cast<int>(blockIdx.x) % a.block_rows;
+  // The blocks with a row tile more come first, whatever their part of K: those that start late have less to
+  // do.
+  const int split = static_cast<int>(blockIdx.x) % a.splits;
+  int row_tile = static_cast<int>(blockIdx.x) / a.splits;
   const int k_begin = (split * kProductWarps + warp) * kRun;  // in pieces
   const uint8_t* from =
       a.tiles + (static_cast<int64_t>(row_tile) * a.k32 + k_begin) * K::kPieceBytes + lane * 16;
@@ -112,12 +114,11 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
     }
   }
   convert_here(held);
-  // The ring is filled when the held pieces have come: what a multiprocessor has under way delays the input and
-  // the end of the kernel ahead.
+  // The ring is filled when the held pieces have come: what a multiprocessor has under way delays the input
+  // and the end of the kernel ahead.
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) copy_next(i * K::kGroupBytes);
   wait_for_last_kernel();
-  if (a.release_late) release_next_kernel();
 
   // The input, in slot order in shared memory.
   if (!a.bulk_x) {
@@ -190,16 +191,8 @@ cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
                                                    product_device().shared_per_block);
   if (allowed != cudaSuccess) return allowed;
   a.bulk_x = a.bulk_x && a.x_order == XOrder::kSlots;
-  // Two blocks an SM; row tiles are dealt out so that the blocks of an SM (i and i + SMs) make up for each
-  // other.
-  const int sms = product_device().sms;
-  a.block_rows = std::min(2 * sms / a.splits, a.row_tiles);
-  // One block an SM leaves room for the kernel that may start beside this one (attention, whose clusters find
-  // no place else).
-  if (a.leave_room && a.row_tiles <= 3 * sms) {
-    const int tiles = (a.row_tiles + sms - 1) / sms;
-    a.block_rows = (a.row_tiles + tiles - 1) / tiles;
-  }
+  // Two blocks an SM.
+  a.block_rows = std::min(2 * product_device().sms / a.splits, a.row_tiles);
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)),
                           .shared = FewRows<kFormat, kRun>::shared_bytes(a.rows),
                           .overlap = overlap};

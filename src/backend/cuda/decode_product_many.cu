@@ -33,7 +33,7 @@ __global__ __launch_bounds__(kTeams* kProductThreads,
                              1) void many_rows_kernel(const __grid_constant__ ProductArgs a) {
   using K = ManyRows<kFormat, kRun, kColumnTiles>;
   extern __shared__ __align__(128) uint8_t shared[];
-  if (!a.release_late) release_next_kernel();
+  release_next_kernel();
   const int team = static_cast<int>(threadIdx.x) / kProductThreads,
             tid = static_cast<int>(threadIdx.x) % kProductThreads;
   const int warp = tid / 32, lane = tid % 32;
@@ -72,7 +72,6 @@ __global__ __launch_bounds__(kTeams* kProductThreads,
   float2 scale = tile_scales(a, row_tile, tid);
   __syncthreads();  // the barrier's start
   wait_for_last_kernel();
-  if (a.release_late) release_next_kernel();
 
   const int step_bytes = rows * 64;
   if (a.bulk_x) {

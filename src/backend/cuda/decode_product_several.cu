@@ -25,7 +25,7 @@ __global__ __launch_bounds__(kProductThreads) void several_rows_kernel(
     const __grid_constant__ ProductArgs a) {
   using K = SeveralRows<kFormat, kColumnTiles, kRowTiles, kSteps>;
   extern __shared__ __align__(128) uint8_t shared[];
-  if (!a.release_late) release_next_kernel();
+  release_next_kernel();
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;
   float* red = reinterpret_cast<float*>(shared + kProductWarps * K::kWarpBytes);
   const int first_row = static_cast<int>(blockIdx.y) * K::kRedRows;
@@ -90,7 +90,6 @@ __global__ __launch_bounds__(kProductThreads) void several_rows_kernel(
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) scale[r] = tile_scales(a, first_group * kRowTiles + r, tid);
   wait_for_last_kernel();
-  if (a.release_late) release_next_kernel();
   copy_group = first_group, copy_step = 0;
 #pragma unroll
   for (int i = 0; i < K::kDepth; ++i) {

@@ -20,7 +20,7 @@ class Chain {
     normed(l.qkv, l.input_norm, DecodeOut::kF32, b_.qkv);
     attend(l);
     const int width = l.attention.n_heads * l.attention.head_dim;
-    plain(l.o, b_.attended, b_.y, width, true);
+    plain(l.o, b_.attended, b_.y, width);
     owe(l.o, l.post_attention_norm, 1);
     normed(l.gate_up, l.pre_feedforward_norm, DecodeOut::kGatedUp, b_.wide, nullptr, order_for(l.down));
     plain(l.down, b_.wide, b_.y, l.gate_up.n / 2);
@@ -110,22 +110,16 @@ class Chain {
                                 .ple = ple,
                                 .ple_stride = s_.per_layer_stride,
                                 .cap = s_.softcap,
-                                .leave_room = kind == DecodeOut::kF32,
                                 .portable = s_.portable},
                                stream_));
     if (pending_.y != nullptr) paid();
   }
 
-  void plain(const TiledWeight& w, const void* x, float* out, int k, bool release_late = false) {
+  void plain(const TiledWeight& w, const void* x, float* out, int k) {
     if (w.k != k) keep(cudaErrorInvalidValue);
-    keep(launch_decode_product({.w = w,
-                                .rows = s_.rows.n,
-                                .x = x,
-                                .x_order = order_for(w),
-                                .out = out,
-                                .release_late = release_late,
-                                .portable = s_.portable},
-                               stream_));
+    keep(launch_decode_product(
+        {.w = w, .rows = s_.rows.n, .x = x, .x_order = order_for(w), .out = out, .portable = s_.portable},
+        stream_));
   }
 
   void attend(const DecodeLayer& l) {

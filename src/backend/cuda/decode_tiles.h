@@ -31,9 +31,9 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Lets the next kernel of the stream start: the first thing that most kernels of the chain do. The next one may
-// fetch what no kernel of the step writes, and waits before the rest; every kernel waits before it ends, so that
-// the end of a kernel is the end of all ahead of it.
+// Lets the next kernel of the stream start: the first thing that most kernels of the chain do. The next one
+// may fetch what no kernel of the step writes, and waits before the rest; every kernel waits before it ends,
+// so that the end of a kernel is the end of all ahead of it.
 __device__ __forceinline__ void release_next_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -120,9 +120,9 @@ __device__ __forceinline__ TileA tile_from_bf16(uint4 s0, uint4 s1) {
            {even(s1.x, s1.y), even(s1.z, s1.w), odd(s1.x, s1.y), odd(s1.z, s1.w)}}};
 }
 
-// Keeps the conversion of `tiles` where this stands. The assembler would sink it to where it is used, behind the
-// wait for the kernel ahead, to save registers: a condition that needs all of it, and that no weights fulfil
-// (BF16 from E4M3 has no such bits; for BF16 it is harmless), keeps it here.
+// Keeps the conversion of `tiles` where this stands. The assembler would sink it to where it is used, behind
+// the wait for the kernel ahead, to save registers: a condition that needs all of it, and that no weights
+// fulfil (BF16 from E4M3 has no such bits; for BF16 it is harmless), keeps it here.
 template <int kTiles>
 __device__ __forceinline__ void convert_here(const TileA (&tiles)[kTiles]) {
   uint32_t all = 0;
@@ -223,9 +223,10 @@ __device__ __forceinline__ void load_row(const float* rows, int row, int hidden,
 }
 
 // One row of DecodeNorm by a block of kProductThreads, h being the thread's columns of norm.h. load_y(part,
-// out) gives the thread's columns of a part of y, where there is an update. `store` takes (column of 4, the values as BF16 in slot order). Every operation is written out, so that no
-// compilation fuses what another does not: kernels that norm a row in front of a product and the kernel that
-// does nothing else agree bit by bit. `scratch`: kNormScratch floats.
+// out) gives the thread's columns of a part of y, where there is an update. `store` takes (column of 4, the
+// values as BF16 in slot order). Every operation is written out, so that no compilation fuses what another
+// does not: kernels that norm a row in front of a product and the kernel that does nothing else agree bit by
+// bit. `scratch`: kNormScratch floats.
 //
 // One pass over the block for both norms: with q = y * post_norm and r = 1 / RMS(y), the sum of (h + r q)^2
 // is sum h^2 + 2 r sum h q + r^2 sum q^2.
@@ -233,7 +234,8 @@ constexpr int kNormScratch = 4 * kProductWarps;
 template <class LoadY, class Store>
 __device__ __forceinline__ void residual_norm_row(const DecodeNorm& norm, const float* weights,
                                                   float4 (&h)[kNormVectors], int row, int hidden,
-                                                  float* scratch, const LoadY& load_y, const Store& store) {
+                                                  float* scratch, bool keep, const LoadY& load_y,
+                                                  const Store& store) {
   const int thread = static_cast<int>(threadIdx.x);
   const float inv_hidden = 1.0f / static_cast<float>(hidden);
   float square = 0;
@@ -272,7 +274,7 @@ __device__ __forceinline__ void residual_norm_row(const DecodeNorm& norm, const 
       const int i = v * kProductThreads + thread;
       if (4 * i >= hidden) continue;
       h[v] = {update(h[v].x, q[v].x), update(h[v].y, q[v].y), update(h[v].z, q[v].z), update(h[v].w, q[v].w)};
-      reinterpret_cast<float4*>(norm.h_out)[int64_t{row} * hidden / 4 + i] = h[v];
+      if (keep) reinterpret_cast<float4*>(norm.h_out)[int64_t{row} * hidden / 4 + i] = h[v];
     }
   } else if (norm.pre_norm != nullptr) {
     float sums[1] = {dot(h, h)};
@@ -290,7 +292,7 @@ __device__ __forceinline__ void residual_norm_row(const DecodeNorm& norm, const 
       x = {__fmul_rn(__fmul_rn(x.x, r), w.x), __fmul_rn(__fmul_rn(x.y, r), w.y),
            __fmul_rn(__fmul_rn(x.z, r), w.z), __fmul_rn(__fmul_rn(x.w, r), w.w)};
     }
-    store(4 * i, uint2{pack_bf16(x.x, x.z), pack_bf16(x.y, x.w)});
+    if (keep) store(4 * i, uint2{pack_bf16(x.x, x.z), pack_bf16(x.y, x.w)});
   }
 }
 

@@ -118,9 +118,13 @@ PinnedBuffer::~PinnedBuffer() {
   if (data_) cudaFreeHost(data_);
 }
 
-Result<Stream> Stream::make() {
+Result<Stream> Stream::make(StreamPriority priority) {
   Stream stream;
-  JEWEL_CUDA_TRY(cudaStreamCreateWithFlags(&stream.stream_, cudaStreamNonBlocking), "making a stream");
+  int low = 0, high = 0;
+  JEWEL_CUDA_TRY(cudaDeviceGetStreamPriorityRange(&low, &high), "making a stream");
+  JEWEL_CUDA_TRY(cudaStreamCreateWithPriority(&stream.stream_, cudaStreamNonBlocking,
+                                              priority == StreamPriority::kHigh ? high : low),
+                 "making a stream");
   return stream;
 }
 
@@ -137,6 +141,28 @@ Result<Event> Event::make(bool blocking) {
 
 Event::~Event() {
   if (event_) cudaEventDestroy(event_);
+}
+
+Graph::~Graph() {
+  if (graph_) cudaGraphExecDestroy(graph_);
+}
+
+Result<void> Graph::capture(cudaStream_t stream, std::string_view what,
+                            const std::function<Result<void>()>& enqueue) {
+  JEWEL_CUDA_TRY(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), what);
+  const auto enqueued = enqueue();
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+  if (!enqueued.ok()) {
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();  // the end of a capture that failed is an error too
+    return enqueued.error();
+  }
+  JEWEL_CUDA_TRY(ended, what);
+  const cudaError_t made = cudaGraphInstantiate(&graph_, graph, 0);
+  cudaGraphDestroy(graph);
+  JEWEL_CUDA_TRY(made, what);
+  return {};
 }
 
 }  // namespace jewel::cuda

@@ -8,8 +8,11 @@
 #include <cuda_runtime_api.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "base/result.h"
@@ -113,6 +116,9 @@ class PinnedBuffer {
   size_t bytes_ = 0;
 };
 
+// Between kernels that wait for a multiprocessor; one that runs is not stopped.
+enum class StreamPriority : uint8_t { kLow, kHigh };
+
 class Stream {
  public:
   Stream() = default;
@@ -123,7 +129,7 @@ class Stream {
   }
   ~Stream();
 
-  static Result<Stream> make();
+  static Result<Stream> make(StreamPriority priority = StreamPriority::kLow);
   cudaStream_t get() const { return stream_; }
 
  private:
@@ -146,6 +152,24 @@ class Event {
 
  private:
   cudaEvent_t event_ = nullptr;
+};
+
+// Launches that were captured once and can be repeated as one.
+class Graph {
+ public:
+  Graph() = default;
+  Graph(Graph&& other) noexcept : graph_(std::exchange(other.graph_, nullptr)) {}
+  Graph& operator=(Graph&&) = delete;
+  ~Graph();
+
+  // Of what `enqueue` puts on the stream; nothing of it runs. All of it has run before: kernels are loaded,
+  // and attributes set, by their first launch.
+  Result<void> capture(cudaStream_t stream, std::string_view what,
+                       const std::function<Result<void>()>& enqueue);
+  cudaGraphExec_t get() const { return graph_; }  // null: not captured yet
+
+ private:
+  cudaGraphExec_t graph_ = nullptr;
 };
 
 // Hands out parts of one buffer, each aligned to 256 bytes. Two passes: with no memory it only counts.

@@ -65,6 +65,7 @@ struct VisionGrid {
   int grid_h = 0;  // patches; multiples of pooling
   int grid_w = 0;
   int patches() const { return grid_h * grid_w; }
+  bool operator==(const VisionGrid&) const = default;
 };
 
 class VisionEncoder {
