@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "backend/cuda/decode_ple.h"
 #include "backend/cuda/decode_step.h"
 
 using namespace jewel::cuda;
@@ -637,6 +638,29 @@ struct Bench {
       });
       total += ms;
       line(kind.name, static_cast<double>(bytes), ms, kLayers);
+    }
+    if (!step.portable && takes_ple(model.layers[0].ple_gate, model.layers[0].ple_up, rows)) {
+      size_t bytes = 0;
+      for (const DecodeLayer& l : model.layers) bytes += bytes_of(l.ple_gate) + bytes_of(l.ple_up);
+      const double ms = time_graph([&](cudaStream_t s) {
+        for (size_t i = 0; i < model.layers.size(); ++i) {
+          const DecodeLayer& l = model.layers[i];
+          CUDA_OK(launch_decode_ple({.gate = l.ple_gate,
+                                     .up = l.ple_up,
+                                     .rows = rows,
+                                     .x = b.x,
+                                     .ple = step.per_layer_inputs,
+                                     .ple_stride = step.per_layer_stride,
+                                     .norm = {.h = b.h[i % 2],
+                                              .post_norm = l.post_ple_norm,
+                                              .scale = 0.5f,
+                                              .h_out = b.h[1 - i % 2],
+                                              .pre_norm = l.input_norm},
+                                     .x_out = b.x},
+                                    s));
+        }
+      });
+      line("PLE block in one", static_cast<double>(bytes), ms, kLayers);
     }
     const double attention = time_graph([&](cudaStream_t s) {
       for (const DecodeLayer& l : model.layers) {

@@ -65,6 +65,7 @@ def main():
     for figure in figures:
         low, high = figure["spread"]
         print(f"{figure['name']}: {figure['value']:.1f} ms (median of {figure['n']}, {low:.1f} to {high:.1f})")
+    arguments.images = len(arguments.images)
     write_result(arguments, Card(arguments.gpu), "time to the first token over HTTP, one request at a time", figures)
 
 

@@ -76,13 +76,7 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
     for (int step = 0; step < steps; ++step) {
       wait_for_copies<kDepth - 1>();
       const uint4 b = *reinterpret_cast<const uint4*>(x_lane + step * a.rows * 64);
-      const uint4 s0 = *reinterpret_cast<const uint4*>(ring + slot * kPiece);
-      TileA tile;
-      if constexpr (kFormat == TileFormat::kF8E4M3) {
-        tile = tile_from_f8(s0);
-      } else {
-        tile = tile_from_bf16(s0, *reinterpret_cast<const uint4*>(ring + slot * kPiece + 512));
-      }
+      const TileA tile = read_piece<kFormat>(ring + slot * kPiece);
       multiply_add(acc[0], tile.r[0], b.x, b.y);
       multiply_add(acc[0], tile.r[1], b.z, b.w);
       copy_next(slot);

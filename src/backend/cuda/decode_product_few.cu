@@ -31,16 +31,6 @@ struct FewRows {
   }
 };
 
-template <TileFormat kFormat>
-__device__ __forceinline__ TileA read_piece(const uint8_t* lane_bytes) {
-  const uint4 s0 = *reinterpret_cast<const uint4*>(lane_bytes);
-  if constexpr (kFormat == TileFormat::kF8E4M3) {
-    return tile_from_f8(s0);
-  } else {
-    return tile_from_bf16(s0, *reinterpret_cast<const uint4*>(lane_bytes + 512));
-  }
-}
-
 template <TileFormat kFormat, int kRun>
 __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __grid_constant__ ProductArgs a) {
   using K = FewRows<kFormat, kRun>;

@@ -120,14 +120,7 @@ __global__ __launch_bounds__(kTeams* kProductThreads,
 #pragma unroll
     for (int i = 0; i < kRun; ++i) {
       wait_for_copies<K::kSlots - 1>();
-      const uint8_t* piece = ring + i % K::kSlots * K::kPieceBytes;
-      const uint4 s0 = *reinterpret_cast<const uint4*>(piece);
-      TileA tile;
-      if constexpr (kFormat == TileFormat::kF8E4M3) {
-        tile = tile_from_f8(s0);
-      } else {
-        tile = tile_from_bf16(s0, *reinterpret_cast<const uint4*>(piece + 512));
-      }
+      const TileA tile = read_piece<kFormat>(ring + i % K::kSlots * K::kPieceBytes);
 #pragma unroll
       for (int j = 0; j < kColumnTiles; ++j) {
         const uint4 b = *reinterpret_cast<const uint4*>(x + x_offset[j]);

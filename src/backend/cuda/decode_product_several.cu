@@ -106,12 +106,7 @@ __global__ __launch_bounds__(kProductThreads) void several_rows_kernel(
       TileA tile[kRowTiles];
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        const uint4 s0 = *reinterpret_cast<const uint4*>(at + r * K::kPieceBytes);
-        if constexpr (kFormat == TileFormat::kF8E4M3) {
-          tile[r] = tile_from_f8(s0);
-        } else {
-          tile[r] = tile_from_bf16(s0, *reinterpret_cast<const uint4*>(at + r * K::kPieceBytes + 512));
-        }
+        tile[r] = read_piece<kFormat>(at + r * K::kPieceBytes);
       }
 #pragma unroll
       for (int j = 0; j < kColumnTiles; ++j) {

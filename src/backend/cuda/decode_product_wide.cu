@@ -204,14 +204,7 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
 #pragma unroll
     for (int i = 0; i < kPair; ++i) {
       wait_for_copies<K::kSlots - 1>();
-      const uint8_t* piece = ring + taken++ % K::kSlots * K::kPieceBytes;
-      const uint4 s0 = *reinterpret_cast<const uint4*>(piece);
-      TileA tile;
-      if constexpr (kFormat == TileFormat::kF8E4M3) {
-        tile = tile_from_f8(s0);
-      } else {
-        tile = tile_from_bf16(s0, *reinterpret_cast<const uint4*>(piece + 512));
-      }
+      const TileA tile = read_piece<kFormat>(ring + taken++ % K::kSlots * K::kPieceBytes);
 #pragma unroll
       for (int j = 0; j < 8; ++j) to.r[i][j / 4][j % 4] = tile.r[j / 4][j % 4];
       hold(to.r[i][0]), hold(to.r[i][1]);
@@ -336,7 +329,9 @@ cudaError_t launch_format(ProductArgs& a, bool overlap, cudaStream_t stream) {
 
 bool takes_wide_rows(const TiledWeight& w, int rows) {
   const int pieces = w.k / 32, splits = product_splits(w.k);
-  return product_device().wgmma && rows > kWideFrom && rows <= kMaxDecodeRows && w.n / 16 * splits >= 100 &&
+  // With fewer row tiles (qkv, o) a block's warps have no four of them, and its tensor cores idle.
+  const bool tiles_for_all = w.n / 16 * splits > 4 * product_device().sms;
+  return product_device().wgmma && rows > kWideFrom && rows <= kMaxDecodeRows && tiles_for_all &&
          pieces % (splits * kRuns * kPair) == 0;
 }
 

@@ -120,6 +120,17 @@ __device__ __forceinline__ TileA tile_from_bf16(uint4 s0, uint4 s1) {
            {even(s1.x, s1.y), even(s1.z, s1.w), odd(s1.x, s1.y), odd(s1.z, s1.w)}}};
 }
 
+// A lane's part of a piece of W in shared memory.
+template <TileFormat kFormat>
+__device__ __forceinline__ TileA read_piece(const uint8_t* lane_bytes) {
+  const uint4 s0 = *reinterpret_cast<const uint4*>(lane_bytes);
+  if constexpr (kFormat == TileFormat::kF8E4M3) {
+    return tile_from_f8(s0);
+  } else {
+    return tile_from_bf16(s0, *reinterpret_cast<const uint4*>(lane_bytes + 512));
+  }
+}
+
 // Keeps the conversion of `tiles` where this stands. The assembler would sink it to where it is used, behind
 // the wait for the kernel ahead, to save registers: a condition that needs all of it, and that no weights
 // fulfil (BF16 from E4M3 has no such bits; for BF16 it is harmless), keeps it here.
