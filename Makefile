@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 30
 # The tests in which several threads of ours meet; under TSan the others would only be slower.
 TSAN_TESTS := base_test backend_test engine_test checkpoint_test api_test hub_test energy_test
 # What `make cuda` builds: the rest does not differ from the release build.
-CUDA_TARGETS := jewel cuda_test cuda_golden_test cuda_demo_test cuda_step
+CUDA_TARGETS := jewel cuda_test cuda_golden_test cuda_demo_test cuda_step cuda_decode
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-check setup-clients setup-cuda build run test check asan tsan fuzz clients cuda lint format bench clean check-steps expected-answer

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 build=${1:-build/cuda}
 out=${2:-build/gpu}
-programs=(jewel tests/cuda/cuda_test tests/cuda/cuda_golden_test tests/cuda/cuda_demo_test)
+programs=(jewel tests/cuda/cuda_test tests/cuda/cuda_golden_test tests/cuda/cuda_demo_test bench/cuda_decode bench/cuda_step)
 
 mkdir -p "$out"
 for program in "${programs[@]}"; do

@@ -3,7 +3,10 @@
 // come filled from it too. Nothing is allocated and nothing owned: a call can be captured into a graph.
 //
 // Kernels of a layer: [residual + norm] [qkv] [attention] [o] [residual + norm] [gate-up + gelu] [down]
-// [residual] [PLE gate + gelu] [PLE up]; the head's norm takes the last layer's residual update.
+// [residual] [PLE gate + gelu] [PLE up]; the first norm of the next layer (or the head's) takes the last
+// residual update. Where decode_ple.h takes the shapes, [PLE gate + gelu] [PLE up] [residual + norm] are one
+// kernel. On sm_90 each starts as soon as the one ahead has started everywhere, and fetches weights until its
+// input is complete.
 #pragma once
 
 #include <span>
