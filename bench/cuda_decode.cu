@@ -353,6 +353,63 @@ void check_norm(int hidden, int parts, bool pre, bool with_y, bool portable) {
     CUDA_OK(cudaFree(p));
 }
 
+// The per-layer-input block in one kernel against the three kernels in its stead, bit by bit.
+void check_ple(int hidden) {
+  const int most = kMaxPleRows;
+  const auto columns = static_cast<size_t>(hidden);
+  const TiledWeight gate = random_weight(256, hidden, TileFormat::kBF16),
+                    up = random_weight(hidden, 256, TileFormat::kBF16);
+  float *h = random_f32(most * columns, 0, 2), *ple = random_f32(size_t{256} * most, 0, 1);
+  float *post = random_f32(columns, 1, 0.3f), *pre = random_f32(columns, 1, 0.3f);
+  auto *x = device_array<__nv_bfloat16>(most * columns),
+       *mid = device_array<__nv_bfloat16>(size_t{256} * most);
+  auto* y = device_array<float>(most * columns);
+  struct Out {
+    float* h;
+    __nv_bfloat16* x;
+  } out[2];
+  for (Out& o : out) o = {device_array<float>(most * columns), device_array<__nv_bfloat16>(most * columns)};
+  bool equal = true;
+  for (int rows = 1; rows <= most; ++rows) {
+    if (!takes_ple(gate, up, rows)) {
+      std::printf("no cluster of 16 blocks on this device: PLE in one kernel is not used\n");
+      break;
+    }
+    const size_t used = static_cast<size_t>(rows) * columns;
+    for (const Out& o : out) {
+      CUDA_OK(cudaMemset(o.h, 0xff, most * columns * 4));
+      CUDA_OK(cudaMemset(o.x, 0xff, most * columns * 2));
+    }
+    CUDA_OK(launch_decode_norm({.h = h}, rows, hidden, x, XOrder::kSlots, true, nullptr));
+    DecodeNorm norm{.h = h, .y = y, .post_norm = post, .scale = 0.7f, .h_out = out[0].h, .pre_norm = pre};
+    CUDA_OK(launch_decode_product({.w = gate,
+                                   .rows = rows,
+                                   .x = x,
+                                   .out_kind = DecodeOut::kGatedPle,
+                                   .out = mid,
+                                   .ple = ple,
+                                   .ple_stride = 256},
+                                  nullptr));
+    CUDA_OK(launch_decode_product({.w = up, .rows = rows, .x = mid, .out = y}, nullptr));
+    CUDA_OK(launch_decode_norm(norm, rows, hidden, out[0].x, XOrder::kSlots, true, nullptr));
+    norm.h_out = out[1].h;
+    CUDA_OK(launch_decode_ple({.gate = gate,
+                               .up = up,
+                               .rows = rows,
+                               .x = x,
+                               .ple = ple,
+                               .ple_stride = 256,
+                               .norm = norm,
+                               .x_out = out[1].x},
+                              nullptr));
+    const auto h0 = to_host(out[0].h, used), h1 = to_host(out[1].h, used);
+    const auto x0 = to_host(out[0].x, used), x1 = to_host(out[1].x, used);
+    equal = equal && std::isfinite(h0[used - 1]) && std::memcmp(h0.data(), h1.data(), used * 4) == 0 &&
+            std::memcmp(x0.data(), x1.data(), used * 2) == 0;
+  }
+  report("PLE block in one, hidden " + std::to_string(hidden) + ", rows 1 to 8", 0, 0, equal);
+}
+
 void check(bool portable) {
   const std::vector<int> rows = {1, 3, 8, 16, 17, 32, 64, 100, 128};
   const auto f8 = TileFormat::kF8E4M3, bf = TileFormat::kBF16;
@@ -384,6 +441,7 @@ void check(bool portable) {
   check_norm(2560, 1, true, false, portable);
   check_norm(1536, 4, true, true, portable);
   check_norm(192, 1, true, true, portable);
+  if (!portable) check_ple(2560), check_ple(1536);
   std::printf("%d failures\n", failures);
 }
 
@@ -563,7 +621,8 @@ struct Bench {
     std::printf("logits rms %.4f\n", std::sqrt(sum / 262144));
   }
 
-  // A row of the step alone and among others, bit by bit.
+  // Rows of the step among few and among many others, bit by bit: all rows of steps of up to eight, up to 16
+  // of larger ones, against those of a step of 16, whose kernels are none of few rows.
   void check_bits(const std::vector<int>& row_counts) {
     step.head = model.head_f8;
     const auto logits = [&](int rows) {
@@ -572,13 +631,13 @@ struct Bench {
       // h[0] is overwritten by the step (layers alternate): give every run the same start.
       fill_f32<<<256, 256>>>(step.buffers.h[0], static_cast<size_t>(kMaxRows) * kHidden, 77, 0, 1);
       CUDA_OK(launch_decode_step(step, nullptr));
-      return to_host(step.logits, 262144);
+      return to_host(step.logits, static_cast<size_t>(std::min(rows, 16)) * 262144);
     };
-    const auto alone = logits(1);
+    const auto among_16 = logits(16);
     for (int rows : row_counts) {
       const auto again = logits(rows);
-      report("step: row 0 among " + std::to_string(rows), std::isfinite(again[5]) ? 0 : NAN, 0,
-             std::memcmp(alone.data(), again.data(), alone.size() * 4) == 0);
+      report("step: all rows of " + std::to_string(rows), std::isfinite(again.back()) ? 0 : NAN, 0,
+             std::memcmp(among_16.data(), again.data(), again.size() * 4) == 0);
     }
   }
 
@@ -732,7 +791,7 @@ int main(int argc, char** argv) {
   if (what != "check") {
     Bench bench(body, portable);
     if (what != "kinds") {
-      bench.check_bits({2, 4, 8, 16, 32, 64});
+      bench.check_bits({1, 2, 3, 4, 5, 6, 7, 8, 9, 32, 64, 100, 128});
       bench.run_steps(rows);
     }
     if (what != "time") {

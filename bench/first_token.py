@@ -32,10 +32,11 @@ def first_token(server, content):
         answer = b""
         while piece := connection.recv(1 << 16):
             answer += piece
-            if not answer.startswith(b"HTTP/1.1 200"):
+            complete = answer[:answer.rfind(b"\n") + 1]
+            if complete and not complete.startswith(b"HTTP/1.1 200"):
                 sys.exit(f"first_token: {answer[:500]!r}")
-            for line in answer.split(b"\n"):
-                if line.startswith(b"data: {") and line.rstrip().endswith(b"}"):
+            for line in complete.split(b"\n"):
+                if line.startswith(b"data: {"):
                     choices = json.loads(line[6:])["choices"]
                     if choices and (choices[0]["delta"].get("content") or choices[0]["finish_reason"]):
                         return time.monotonic() - start

@@ -58,7 +58,7 @@ void Scheduler::Impl::tell_watch(const Step& step, const StepResult* result) {
 }
 
 void Scheduler::Impl::collect_failed(Step& step, const Error& error) {
-  features_.distrust(n_collected_steps_);
+  features_.distrust();
   ++n_collected_steps_;
   ++stats_.steps_failed_in_a_row;
   for (const Row& row : step.rows) {

@@ -4,7 +4,7 @@
 
 namespace jewel {
 
-Result<FeatureCache::Entry*> FeatureCache::use(const PromptImage& image, uint64_t step, bool& encoded) {
+Result<FeatureCache::Entry*> FeatureCache::use(const PromptImage& image, bool& encoded) {
   const std::pair key(image.content, image.budget);
   const auto known = by_key_.find(key);
   encoded = known == by_key_.end();
@@ -20,7 +20,7 @@ Result<FeatureCache::Entry*> FeatureCache::use(const PromptImage& image, uint64_
   }
   if (image.patches == nullptr) return invalid("images: an image without patches", "images");
   JEWEL_ASSIGN(const FeatureId feature, backend_.encode_image(*image.patches));
-  entries_.push_back({.feature = feature, .rows = image.count, .n_users = 1, .step = step, .key = key});
+  entries_.push_back({.feature = feature, .rows = image.count, .n_users = 1, .key = key});
   by_key_[key] = std::prev(entries_.end());
   rows_ += image.count;
   trim();
@@ -34,10 +34,10 @@ void FeatureCache::let_go(Entry* entry) {
   erase(std::ranges::find_if(entries_, [&](const Entry& e) { return &e == entry; }));
 }
 
-void FeatureCache::distrust(uint64_t step) {
+void FeatureCache::distrust() {
   for (auto it = entries_.begin(); it != entries_.end();) {
     const auto entry = it++;
-    if (entry->step != step || !entry->shared) continue;
+    if (!entry->shared) continue;
     by_key_.erase(entry->key);
     entry->shared = false;
     if (entry->n_users == 0) erase(entry);

@@ -20,7 +20,6 @@ class FeatureCache {
     FeatureId feature = 0;
     int rows = 0;
     int n_users = 0;
-    uint64_t step = 0;   // that it was encoded for
     bool shared = true;  // false: another entry may take its key, this one goes with its last user
     std::pair<Digest, int> key;
   };
@@ -30,12 +29,13 @@ class FeatureCache {
   FeatureCache(const FeatureCache&) = delete;
   FeatureCache& operator=(const FeatureCache&) = delete;
 
-  // The image's soft tokens, encoded now (for step `step`) unless they are here. `encoded` tells which.
-  Result<Entry*> use(const PromptImage& image, uint64_t step, bool& encoded);
+  // The image's soft tokens, encoded now unless they are here. `encoded` tells which.
+  Result<Entry*> use(const PromptImage& image, bool& encoded);
   void let_go(Entry* entry);
 
-  // The device failed in this step: what was encoded for it is not trusted.
-  void distrust(uint64_t step);
+  // The device failed: requests to come encode their images anew. A backend may run an image before or after
+  // the step it was asked for in, so which entries are good is not known.
+  void distrust();
 
   int n_entries() const { return static_cast<int>(entries_.size()); }
   void clear();  // unused ones

@@ -137,7 +137,7 @@ bool Scheduler::Impl::use_images(Sequence& sequence, Row& row, Step& step) {
     FeatureCache::Entry*& entry = sequence.features[i];
     if (entry == nullptr) {
       bool encoded = false;
-      auto used = features_.use(image, n_submitted_steps_, encoded);
+      auto used = features_.use(image, encoded);
       if (!used.ok()) {
         finish(sequence, FinishReason::kError, -1, std::move(used).error());
         return false;

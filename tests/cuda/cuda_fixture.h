@@ -32,14 +32,17 @@ inline constexpr Mode kModes[] = {
     {"fp8_portable", DType::kF8E4M3, DType::kF8E4M3, true, true},
 };
 
-inline std::unique_ptr<RandomModel> model_for(const Mode& mode, bool vision = false, int hidden_size = 128) {
+// wide: with E2B's hidden size and per-layer inputs, which have kernels of their own, and a gate-up product
+// for the kernel of more than 32 rows.
+inline std::unique_ptr<RandomModel> model_for(const Mode& mode, bool vision = false, bool wide = false) {
   RandomModelOptions options;
-  options.hidden_size = hidden_size;
-  options.intermediate_size = hidden_size * 3 / 2;
+  options.hidden_size = wide ? 1536 : 128;
+  options.intermediate_size = wide ? 4608 : 192;
   options.head_dim = 256;
   options.global_head_dim = 512;
-  options.per_layer_input = 64;
-  options.vocab_size = 64;  // small enough to ask for the log-probabilities of all ids
+  options.per_layer_input = wide ? 256 : 64;
+  options.fp8_as_published = wide;  // per-layer linears in BF16
+  options.vocab_size = 64;          // small enough to ask for the log-probabilities of all ids
   options.weight_dtype = mode.weights;
   options.scale =
       mode.weights == DType::kF8E4M3 ? RandomModelOptions::Scale::kRow : RandomModelOptions::Scale::kNone;

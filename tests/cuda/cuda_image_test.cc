@@ -218,7 +218,7 @@ class Hog {
   std::vector<void*> taken_;
 };
 
-TEST_P(CudaImageTest, ABatchThatFails) {
+TEST_P(CudaImageTest, WithoutMemoryForOne) {
   OPEN_OR_SKIP(cuda, *model_);
   const auto images = images_of({{6, 9}, {63, 63}});
   const Rows wanted = alone(cuda, {images[0]})[0];
@@ -226,25 +226,12 @@ TEST_P(CudaImageTest, ABatchThatFails) {
   // tokens.
   const FeatureId small = encode(cuda, images[0]);
   EXPECT_EQ(rows_of(cuda, small, images[0]), wanted);
-  FeatureId large = 0;
   {
     const Hog hog;
-    large = encode(cuda, images[1]);
-    const Prompt p = prompt(large, images[1]);
-    const std::vector<PageId> pages{0, 1};
-    StepChunk chunk;
-    chunk.slot = cuda.begin({.temperature = 0}, p.tokens);
-    chunk.tokens = p.tokens;
-    chunk.soft_tokens = p.runs;
-    chunk.full_pages = chunk.sliding_pages = pages;
-    chunk.sample = true;
-    for (int step = 0; step < 2; ++step) {
-      cuda.backend().submit({&chunk, 1});
-      EXPECT_FALSE(cuda.backend().collect().ok());
-    }
-    cuda.end(chunk.slot);
+    const auto large = cuda.backend().encode_image(images[1]);
+    ASSERT_FALSE(large.ok());
+    EXPECT_NE(large.error().message.find("vision tower"), std::string::npos) << large.error().message;
   }
-  cuda.backend().release_feature(large);
   EXPECT_EQ(rows_of(cuda, small, images[0]), wanted);
   EXPECT_EQ(alone(cuda, images), together(cuda, images));
   cuda.backend().release_feature(small);

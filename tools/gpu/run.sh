@@ -10,8 +10,8 @@
 #   memcheck    compute-sanitizer: addresses
 #   racecheck   compute-sanitizer: shared memory
 #   answer      the program itself: a picture and a question
-#   stages      the decode step of E4B's shapes kernel by kernel, each beside the time that its bytes need, and the whole
-#               of it at 1 to 128 rows (bench/cuda_decode.cu, half a minute)
+#   stages      the decode step of E4B's shapes: its kernels against float64 and each other, bit by bit, each beside the
+#               time that its bytes need, and the whole of it at 1 to 128 rows (bench/cuda_decode.cu, a minute)
 #   steps       whole steps with sampling, prompts, images and joules (bench/cuda_step.cc, three minutes and 20 GB of
 #               memory; figures with their ceilings in build/gpu/steps.json)
 #   idle        watts of a server that waits and joules of a request a minute, with the device kept and given back
@@ -57,7 +57,7 @@ run_step() {  # name, command…
   result=ok
   if (( status == 124 )); then result="stopped after $limit s"; elif (( status )); then result="failed ($status)"; fi
   # What a test printed of its figures; all of it where it failed.
-  grep -hE '^(distance|figure |missed: |read rate|step rows|rows [0-9]+,|[a-zA-Z0-9+ -]{20} +[0-9.]+ +[0-9.]+ +-?[0-9.]+$|.{50,} (ms|s|tok/s|J/token|GB|TB/s|%)[ ,]|[a-z0-9]+ [a-z]+: logits|[a-z0-9]+: [0-9]+ stages|KV |[0-9]+ of |=+ ERROR SUMMARY|=+ RACECHECK)' "$logs/$name"
+  grep -hE '^(distance|figure |missed: |[0-9]+ failures|read rate|step rows|rows [0-9]+,|[a-zA-Z0-9+ -]{20} +[0-9.]+ +[0-9.]+ +-?[0-9.]+$|.{50,} (ms|s|tok/s|J/token|GB|TB/s|%)[ ,]|[a-z0-9]+ [a-z]+: logits|[a-z0-9]+: [0-9]+ stages|KV |[0-9]+ of |=+ ERROR SUMMARY|=+ RACECHECK)' "$logs/$name"
   if (( status )); then failed=1; grep -hE 'Failure|FAILED|^CUDA:|error|ERROR|Expected|actual|Which|=====' "$logs/$name" | tail -n 60; fi
   rows+=("$(printf '%-10s %-24s %7s s' "$name" "$result" "$seconds")")
   figures+=("{\"name\": \"$name\", \"value\": $seconds, \"unit\": \"s\", \"passed\": $([ "$result" = ok ] && echo true || echo false)}")
@@ -85,7 +85,7 @@ export programs
 export -f answers
 run_step answer bash -c answers
 mkdir -p build/gpu
-stages() { "$programs/cuda_decode" time 1,2,4,8,16,32,64,100,128 && "$programs/cuda_decode" kinds 1,8,32,100; }
+stages() { "$programs/cuda_decode" check && "$programs/cuda_decode" time 1,2,4,8,16,32,64,100,128 && "$programs/cuda_decode" kinds 1,8,32,100; }
 export -f stages
 run_step stages bash -c stages
 run_step steps "$programs/cuda_step" --joules 5 --json build/gpu/steps.json

@@ -73,7 +73,7 @@ JEWEL_HOST_DEVICE constexpr int64_t x_index(XOrder order, int row, int k, int ro
 XOrder x_order_of(const TiledWeight& w, int rows, bool portable);
 
 // h_out = (h + RMS(sum of y's parts) * post_norm) * scale, row by row; then x = RMS(h_out) * pre_norm.
-// h_out and h are different buffers: blocks of one launch read h while one of them writes h_out.
+// h_out and h are different buffers.
 struct DecodeNorm {
   const float* h = nullptr;  // [rows, hidden]
   const float* y = nullptr;  // [y_parts][rows, hidden]; null: h_out = h, and h_out is not written

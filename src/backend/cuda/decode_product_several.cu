@@ -1,8 +1,8 @@
-// The product kernel of more than eight rows for matrices with few rows of their own (qkv, o, the per-layer
-// inputs): there a block owns one or two tiles of 16 rows of W, and its eight warps share K in eight runs. A
-// warp copies its run's pieces of W and of the activations through a private ring in shared memory, lane by
-// lane as they will be read, all of a short run at once. Beyond 64 rows, other blocks take the rest of the
-// rows and find W in L2.
+// The product kernel of more than eight rows for matrices with few rows of their own (the per-layer inputs,
+// the linears of small models): there a block owns one or two tiles of 16 rows of W, and its eight warps
+// share K in eight runs. A warp copies its run's pieces of W and of the activations through a private ring in
+// shared memory, lane by lane as they will be read, all of a short run at once. Beyond 64 rows, other blocks
+// take the rest of the rows and find W in L2.
 #include "backend/cuda/decode_product_args.h"
 
 namespace jewel::cuda {

@@ -5,8 +5,9 @@
 // Kernels of a layer: [residual + norm] [qkv] [attention] [o] [residual + norm] [gate-up + gelu] [down]
 // [residual] [PLE gate + gelu] [PLE up]; the first norm of the next layer (or the head's) takes the last
 // residual update. Where decode_ple.h takes the shapes, [PLE gate + gelu] [PLE up] [residual + norm] are one
-// kernel. On sm_90 each starts as soon as the one ahead has started everywhere, and fetches weights until its
-// input is complete.
+// kernel. On sm_90 most start as soon as the one ahead has started everywhere, and fetch weights until their
+// input is complete. At least one row has a position >= 0: attention over padding alone would end without
+// having waited.
 #pragma once
 
 #include <span>

@@ -32,8 +32,8 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 
 // Lets the next kernel of the stream start: the first thing that most kernels of the chain do. The next one
-// may fetch what no kernel of the step writes, and waits before the rest; every kernel waits before it ends,
-// so that the end of a kernel is the end of all ahead of it.
+// may use what no kernel of the step writes, and waits before the rest; of every kernel some block waits before
+// it ends, so that the end of a kernel is the end of all ahead of it.
 __device__ __forceinline__ void release_next_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

@@ -90,6 +90,11 @@ class EncodedFeatures final : public Features {
     const int n = grid.patches();
     if (waiting_.ids.size() == VisionEncoder::kMaxImages || waiting_.n_patches + n > VisionBatch::kMaxPatches)
       start();
+    // Memory for the batch with this image, or, where there is too little, for this image alone behind it.
+    if (!batch_.reserve(waiting_.n_patches + n, stream_.get()).ok()) {
+      start();
+      JEWEL_TRY(batch_.reserve(n, stream_.get()));
+    }
     Pixels& pixels = pixels_[static_cast<size_t>(n_started_) % pixels_.size()];
     if (waiting_.ids.empty()) JEWEL_TRY(make_room(pixels, n));
     Soft soft{.n = n / (shape_.pooling * shape_.pooling), .batch = n_started_, .failed = {}};
@@ -215,8 +220,8 @@ class EncodedFeatures final : public Features {
   VisionShape shape_;
   Stream stream_;  // of the images
   VisionBatch batch_;
-  // Of the batch that images join, and of the one before. A burst of more waits here, as the step that reads
-  // it would.
+  // Of the batch that images join, and of the one before. A burst of more batches waits here, and with it the
+  // step's rows that decode: for one tower each, from the fourth batch on.
   std::array<Pixels, 2> pixels_;
   Event done_;  // of the last batch started
   Waiting waiting_;

@@ -13,7 +13,7 @@ Result<void> VisionBatch::enqueue(std::span<const VisionGrid> grids, const std::
                                   cudaEvent_t sent, cudaStream_t stream) {
   int n = 0;
   for (const VisionGrid& grid : grids) n += grid.patches();
-  JEWEL_TRY(reserve(n, stream));
+  JEWEL_CHECK(n <= capacity_, "a batch of {} patches, room for {}", n, capacity_);
   const size_t bytes = static_cast<size_t>(n) * static_cast<size_t>(shape_.patch_values);
   JEWEL_CUDA_TRY(cudaMemcpyAsync(pixels_, pixels, bytes, cudaMemcpyHostToDevice, stream), "sending images");
   JEWEL_CUDA_TRY(cudaEventRecord(sent, stream), "sending images");
@@ -34,7 +34,11 @@ Result<void> VisionBatch::enqueue(std::span<const VisionGrid> grids, const std::
     return {};
   }
   known_.splice(known_.begin(), known_, known);
-  if (!known->graph.get()) JEWEL_TRY(known->graph.capture(stream, "the vision tower's graph", encode));
+  // Without memory for a graph it runs as it did the first time.
+  if (!known->graph.get() && !known->graph.capture(stream, "the vision tower's graph", encode).ok()) {
+    cudaGetLastError();
+    return encode();
+  }
   JEWEL_CUDA_TRY(cudaGraphLaunch(known->graph.get(), stream), "the vision tower");
   return {};
 }
@@ -43,15 +47,18 @@ Result<void> VisionBatch::enqueue(std::span<const VisionGrid> grids, const std::
 Result<void> VisionBatch::reserve(int n_patches, cudaStream_t stream) {
   if (n_patches <= capacity_) return {};
   JEWEL_CUDA_TRY(cudaStreamSynchronize(stream), "waiting for images");
-  known_.clear();  // graphs remember where the memory was
-  memory_ = {};
-  const int wanted = std::max(n_patches, std::min(2 * std::exchange(capacity_, 0), kMaxPatches));
+  const int wanted = std::max(n_patches, std::min(2 * capacity_, kMaxPatches));
   Carver count(nullptr);
   carve(count, wanted);
-  JEWEL_ASSIGN(memory_, DeviceBuffer::make(count.used(), "the vision tower"));
+  auto larger = DeviceBuffer::make(count.used(), "the vision tower");
+  if (larger.ok()) {
+    known_.clear();  // graphs remember where the memory was
+    memory_ = std::move(*larger);
+    capacity_ = wanted;
+  }
   Carver take(memory_.data());
-  carve(take, wanted);
-  capacity_ = wanted;
+  carve(take, capacity_);
+  if (!larger.ok()) return larger.error();
   return {};
 }
 

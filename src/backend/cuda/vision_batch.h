@@ -27,8 +27,12 @@ class VisionBatch {
   VisionBatch(const VisionShape& shape, const VisionDeviceWeights& weights, ProductDesign design, bool graphs)
       : shape_(shape), encoder_(shape, weights, design), graphs_(graphs) {}
 
+  // Makes room for a batch of this many patches; waits for the batches before where there is none. What there
+  // was stays where that fails.
+  Result<void> reserve(int n_patches, cudaStream_t stream);
+
   // Enqueues the copy of `pixels` (page-locked, image after image), records `sent` behind it, then the tower.
-  // At most VisionEncoder::kMaxImages images.
+  // At most VisionEncoder::kMaxImages images, for which there is room.
   Result<void> enqueue(std::span<const VisionGrid> grids, const std::byte* pixels, cudaEvent_t sent,
                        cudaStream_t stream);
   // Of the last batch, until the next: FP32 [sum of soft tokens, text_hidden].
@@ -40,7 +44,6 @@ class VisionBatch {
     Graph graph;  // from the second time on
   };
 
-  Result<void> reserve(int n_patches, cudaStream_t stream);
   void carve(Carver& carver, int n_patches);
 
   VisionShape shape_;
