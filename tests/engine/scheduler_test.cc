@@ -361,6 +361,27 @@ TEST_F(SchedulerTest, ADeviceErrorEndsTheSequencesOfThatStep) {
   EXPECT_EQ(later->reason(), FinishReason::kLength);
 }
 
+TEST_F(SchedulerTest, AfterADeviceErrorImagesAreEncodedAnew) {
+  start({.steps = {20}});
+  add(with_image(1));
+  finish_all();
+  ASSERT_LT(backend->counters().steps, 20);
+  const auto hit = add(request(20, 40));
+  finish_all();
+  EXPECT_EQ(hit->reason(), FinishReason::kError);
+  const auto again = [] {
+    auto r = with_image(1);
+    r.cache_salt = "other";
+    return r;
+  };
+  add(again());
+  finish_all();
+  EXPECT_EQ(backend->counters().images, 2);
+  add(again());
+  finish_all();
+  EXPECT_EQ(backend->counters().images, 2);
+}
+
 TEST_F(SchedulerTest, ADeviceThatFailsAgainAndAgainIsSeen) {
   start({.steps = {0, 1, 2, 3, 4, 5}});
   int most = 0;
