@@ -407,6 +407,12 @@ void check_ple(int hidden) {
     equal = equal && std::isfinite(h0[used - 1]) && std::memcmp(h0.data(), h1.data(), used * 4) == 0 &&
             std::memcmp(x0.data(), x1.data(), used * 2) == 0;
   }
+  for (void* p :
+       {const_cast<void*>(gate.tiles), const_cast<void*>(up.tiles), static_cast<void*>(h),
+        static_cast<void*>(ple), static_cast<void*>(post), static_cast<void*>(pre), static_cast<void*>(x),
+        static_cast<void*>(mid), static_cast<void*>(y), static_cast<void*>(out[0].h),
+        static_cast<void*>(out[0].x), static_cast<void*>(out[1].h), static_cast<void*>(out[1].x)})
+    CUDA_OK(cudaFree(p));
   report("PLE block in one, hidden " + std::to_string(hidden) + ", rows 1 to 8", 0, 0, equal);
 }
 

@@ -10,7 +10,6 @@ Decoding of the JPEG, resizing, base64 and JSON are in it."""
 import base64
 import json
 import mimetypes
-import socket
 import statistics
 import sys
 import time
@@ -23,12 +22,8 @@ QUESTION = " ".join(f"word{i}" for i in range(30))
 def first_token(server, content):
     body = json.dumps({"messages": [{"role": "user", "content": content}], "max_tokens": 1, "temperature": 0,
                        "ignore_eos": True, "stream": True}).encode()
-    head = (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-            b"Content-Length: %d\r\n\r\n" % len(body))
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(server.path)
-        start = time.monotonic()
-        connection.sendall(head + body)
+    start = time.monotonic()
+    with server.send("POST /v1/chat/completions", body) as connection:
         answer = b""
         while piece := connection.recv(1 << 16):
             answer += piece

@@ -59,11 +59,16 @@ class Server:
             except OSError:
                 return False
 
+    def send(self, head, body=b""):
+        """A connection on which the request is under way."""
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(self.path)
+        connection.sendall(head.encode() + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+                           b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        return connection
+
     def ask(self, head, body=b""):
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(self.path)
-            connection.sendall(head.encode() + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
-                               b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        with self.send(head, body) as connection:
             answer = b""
             while piece := connection.recv(1 << 16):
                 answer += piece

@@ -5,10 +5,9 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "backend/cuda/cuda_backend.h"
 #include "golden_run.h"
+#include "needs_device.h"
 
 namespace jewel {
 namespace {
@@ -55,19 +54,14 @@ class CudaGolden : public testing::TestWithParam<Mode> {
       JEWEL_CHECK(allocated.ok(), "{}", allocated.error().message);
       return std::move(*backend);
     }
-    const char* required = std::getenv("JEWEL_REQUIRE_CUDA");
-    if (required && *required == '1')
-      ADD_FAILURE() << backend.error().message;
-    else
-      reason_ = backend.error().message;
+    reason_ = without_device(backend.error().message);
     return nullptr;
   }
   // Without a device there is no need to draw gigabytes of weights.
   bool no_device() {
     static const Result<std::unique_ptr<CudaBackend>> probe = make_cuda_backend({}, {}, {});
     const bool without = probe.error().code == ErrorCode::kUnavailable;
-    const char* required = std::getenv("JEWEL_REQUIRE_CUDA");
-    if (without && !(required && *required == '1')) reason_ = probe.error().message;
+    if (without && !device_required()) reason_ = probe.error().message;
     return !reason_.empty();
   }
   std::string reason_;

@@ -222,8 +222,7 @@ TEST_P(CudaImageTest, WithoutMemoryForOne) {
   OPEN_OR_SKIP(cuda, *model_);
   const auto images = images_of({{6, 9}, {63, 63}});
   const Rows wanted = alone(cuda, {images[0]})[0];
-  // A second batch, so that all page-locked memory is there; it stays, and with it room for the other's soft
-  // tokens.
+  // It stays: what the refused one leaves behind must not touch it.
   const FeatureId small = encode(cuda, images[0]);
   EXPECT_EQ(rows_of(cuda, small, images[0]), wanted);
   {

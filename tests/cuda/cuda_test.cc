@@ -220,8 +220,7 @@ TEST_P(CudaTest, Images) {
 
 TEST(CudaRates, AreThoseOfACard) {
   const auto rates = measure_cuda_rates(0, size_t{1} << 30);
-  const char* required = std::getenv("JEWEL_REQUIRE_CUDA");
-  if (!rates.ok() && !(required && *required == '1')) GTEST_SKIP() << rates.error().message;
+  if (!rates.ok() && !device_required()) GTEST_SKIP() << rates.error().message;
   ASSERT_TRUE(rates.ok()) << rates.error().message;
   std::printf("figure %s: %.0f GB/s, %.0f TFLOP/s BF16, %.0f FP8\n", rates->how.c_str(),
               rates->bytes_per_s * 1e-9, rates->bf16_flop_per_s * 1e-12, rates->fp8_flop_per_s * 1e-12);

@@ -62,14 +62,6 @@ __device__ __forceinline__ void convert_tiles(const uint4 (&raw)[kTiles][2], Til
   convert_here(tiles);
 }
 
-// Sums of the eight warps for (row, column of a tile), in the order of K.
-__device__ __forceinline__ float sum_of_runs(const float* sums, int red_rows, int row, int column) {
-  float sum = sums[row * kRedPitch + column];
-#pragma unroll
-  for (int w = 1; w < kProductWarps; ++w) sum += sums[(w * red_rows + row) * kRedPitch + column];
-  return sum;
-}
-
 // The residual update of this block's row with the y that all blocks sent, and the norm of what follows.
 template <int kParts>
 __device__ __forceinline__ void norm_row(const PleArgs& a, const Ple<kParts>& at, uint8_t* shared,
@@ -155,8 +147,7 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
 #pragma unroll
         for (int i = 0; i < kParts; ++i) {
           const uint4 b = *reinterpret_cast<const uint4*>(x + i * a.rows * 64);
-          multiply_add(acc[0], gate[i].r[0], b.x, b.y);
-          multiply_add(acc[0], gate[i].r[1], b.z, b.w);
+          multiply_piece(acc[0], gate[i], b);
         }
         stash_sums<1>(sums + warp * red_rows * kRedPitch, acc, a.rows, lane);
       }
@@ -182,8 +173,7 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
 #pragma unroll
         for (int i = 0; i < kParts; ++i) {
           float acc[1][4] = {};
-          multiply_add(acc[0], up[i].r[0], b.x, b.y);
-          multiply_add(acc[0], up[i].r[1], b.z, b.w);
+          multiply_piece(acc[0], up[i], b);
           stash_sums<1>(sums + (i * kProductWarps + warp) * red_rows * kRedPitch, acc, a.rows, lane);
         }
       }
@@ -205,24 +195,30 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
   cluster_wait();
 }
 
+// What the kernel needs beyond every kernel's due, at each launch: a device that was reset has forgotten it.
+template <int kParts>
+cudaError_t allow() {
+  const auto kernel = ple_kernel<kParts>;
+  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 Ple<kParts>(kMaxPleRows).bytes);
+  return error != cudaSuccess
+             ? error
+             : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
 template <int kParts>
 cudaError_t launch(const PleArgs& args, cudaStream_t stream) {
-  const auto kernel = ple_kernel<kParts>;
   const LaunchShape shape{.grid = dim3(kBlocks),
                           .shared = static_cast<size_t>(Ple<kParts>(args.rows).bytes),
                           .overlap = true,
                           .cluster = kBlocks};
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           Ple<kParts>(kMaxPleRows).bytes);
-  if (error == cudaSuccess)
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  return error != cudaSuccess ? error : launch_kernel<PleArgs>(kernel, shape, stream, args);
+  const cudaError_t error = allow<kParts>();
+  return error != cudaSuccess ? error : launch_kernel<PleArgs>(ple_kernel<kParts>, shape, stream, args);
 }
 
 // Whether the device has room for such a cluster (a part of a GPU may not).
 template <int kParts>
 bool fits() {
-  const auto kernel = ple_kernel<kParts>;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {kBlocks, 1, 1};
@@ -233,11 +229,9 @@ bool fits() {
   config.attrs = &attribute;
   config.numAttrs = 1;
   int clusters = 0;
-  const bool fits =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           Ple<kParts>(kMaxPleRows).bytes) == cudaSuccess &&
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
-      cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess && clusters > 0;
+  const bool fits = allow<kParts>() == cudaSuccess &&
+                    cudaOccupancyMaxActiveClusters(&clusters, ple_kernel<kParts>, &config) == cudaSuccess &&
+                    clusters > 0;
   cudaGetLastError();
   return fits;
 }

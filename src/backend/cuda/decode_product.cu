@@ -77,8 +77,7 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
       wait_for_copies<kDepth - 1>();
       const uint4 b = *reinterpret_cast<const uint4*>(x_lane + step * a.rows * 64);
       const TileA tile = read_piece<kFormat>(ring + slot * kPiece);
-      multiply_add(acc[0], tile.r[0], b.x, b.y);
-      multiply_add(acc[0], tile.r[1], b.z, b.w);
+      multiply_piece(acc[0], tile, b);
       copy_next(slot);
       slot = slot + 1 == kDepth ? 0 : slot + 1;
     }

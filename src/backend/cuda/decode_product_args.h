@@ -78,17 +78,20 @@ __device__ __forceinline__ void stash_sums(float* mine, const float (&acc)[kColu
   }
 }
 
-// The eight warps' sums of a row tile, [warp][warp_rows][kRedPitch], added in the order of K, then the
-// epilogue; by the kProductThreads threads of a team. The tile's activation row 0 is row first_row of the
-// step.
+// Of the eight warps' sums of a row tile, [warp][warp_rows][kRedPitch], those of (row, column of the tile),
+// added in the order of K.
+__device__ __forceinline__ float sum_of_runs(const float* sums, int warp_rows, int row, int column) {
+  float sum = sums[row * kRedPitch + column];
+#pragma unroll
+  for (int w = 1; w < kProductWarps; ++w) sum += sums[(w * warp_rows + row) * kRedPitch + column];
+  return sum;
+}
+
+// The sums of a row tile's runs, then the epilogue; by the kProductThreads threads of a team. The tile's
+// activation row 0 is row first_row of the step.
 __device__ __forceinline__ void finish_tile(const ProductArgs& a, const float* sums, int warp_rows, int split,
                                             int row_tile, float2 scale, int tid, int first_row, int rows) {
-  const auto sum_at = [&](int row, int i) {
-    float sum = sums[row * kRedPitch + i];
-#pragma unroll
-    for (int w = 1; w < kProductWarps; ++w) sum += sums[(w * warp_rows + row) * kRedPitch + i];
-    return sum;
-  };
+  const auto sum_at = [&](int row, int i) { return sum_of_runs(sums, warp_rows, row, i); };
   if (a.out_kind == DecodeOut::kGatedUp) {
     for (int i = tid; i < 8 * rows; i += kProductThreads) {
       const int row = i / 8, f = i % 8;

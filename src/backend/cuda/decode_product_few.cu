@@ -136,8 +136,7 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   float acc[1][4];
   const auto multiply = [&](const TileA& tile, int piece) {
     const uint4 b = *reinterpret_cast<const uint4*>(x_lane + piece * x_step);
-    multiply_add(acc[0], tile.r[0], b.x, b.y);
-    multiply_add(acc[0], tile.r[1], b.z, b.w);
+    multiply_piece(acc[0], tile, b);
   };
   int slot = 0;
   const auto multiply_group = [&](int group) {

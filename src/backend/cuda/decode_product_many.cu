@@ -124,8 +124,7 @@ __global__ __launch_bounds__(kTeams* kProductThreads,
 #pragma unroll
       for (int j = 0; j < kColumnTiles; ++j) {
         const uint4 b = *reinterpret_cast<const uint4*>(x + x_offset[j]);
-        multiply_add(acc[j], tile.r[0], b.x, b.y);
-        multiply_add(acc[j], tile.r[1], b.z, b.w);
+        multiply_piece(acc[j], tile, b);
       }
       x += step_bytes;
       if (i + K::kSlots < kRun) {

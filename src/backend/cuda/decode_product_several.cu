@@ -114,8 +114,7 @@ __global__ __launch_bounds__(kProductThreads) void several_rows_kernel(
         if (a.x_order == XOrder::kNatural) b = slots_from_natural({b.x, b.y}, {b.z, b.w});
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) {
-          multiply_add(acc[r][j], tile[r].r[0], b.x, b.y);
-          multiply_add(acc[r][j], tile[r].r[1], b.z, b.w);
+          multiply_piece(acc[r][j], tile[r], b);
         }
       }
       if (copy_group < row_groups) {

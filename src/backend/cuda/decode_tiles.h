@@ -32,8 +32,8 @@ __device__ __forceinline__ void wait_for_copies() {
 }
 
 // Lets the next kernel of the stream start: the first thing that most kernels of the chain do. The next one
-// may use what no kernel of the step writes, and waits before the rest; of every kernel some block waits before
-// it ends, so that the end of a kernel is the end of all ahead of it.
+// may use what no kernel of the step writes, and waits before the rest; of every kernel some block waits
+// before it ends, so that the end of a kernel is the end of all ahead of it.
 __device__ __forceinline__ void release_next_kernel() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
@@ -167,6 +167,12 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// A piece of W by its 32 columns of eight rows of x, which a lane finds in 16 bytes of slot order.
+__device__ __forceinline__ void multiply_piece(float (&c)[4], const TileA& tile, const uint4& x) {
+  multiply_add(c, tile.r[0], x.x, x.y);
+  multiply_add(c, tile.r[1], x.z, x.w);
 }
 
 // Written out, as all arithmetic that several kernels must do alike.
