@@ -3,7 +3,9 @@
 // readback included. Prints one line a figure beside its ceiling.
 //
 //   cuda_step [--head-bf16] [--kv-bf16] [--bf16] [--prefill-fp8] [--portable] [--ple-host] [--no-graphs]
-//   [--quick]
+//   [--quick] [--no-prefill] [--batches N,…] [--joules WINDOWS] [--json FILE]
+//
+// --batches: decoding at these alone.
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <fmt/chrono.h>
@@ -37,6 +39,7 @@ struct Flags {
   bool head_bf16 = false, kv_bf16 = false, bf16 = false, prefill_fp8 = false, portable = false,
        ple_host = false;
   bool no_graphs = false, quick = false, no_prefill = false;
+  std::vector<int> batches;
   int joules = 0;
   std::string json;
 };
@@ -307,7 +310,7 @@ void measure(const Flags& flags) {
     const SamplingParams sampled{.temperature = 1, .top_k = 64, .top_p = 0.95};
     for (int s = 0; s < 128; ++s) bench.begin(s, sampled);
     bench.prefill(128, std::span(tokens).first(512));
-    for (const int n : {1, 2, 4, 8, 16, 32, 64, 100}) {
+    for (const int n : flags.batches.empty() ? std::vector{1, 2, 4, 8, 16, 32, 64, 100} : flags.batches) {
       bench.decode(n, 512, 20);
       const int n_steps = flags.quick ? 60 : 200;
       const double step = bench.decode(n, 532, n_steps);
@@ -334,7 +337,7 @@ void measure(const Flags& flags) {
     }
     for (int s = 0; s < 128; ++s) bench.end(s);
   }
-  {
+  if (flags.batches.empty()) {
     Bench bench(*backend, 1, 20'000);
     bench.begin(0, {.temperature = 0});
     double base = 0;
@@ -349,7 +352,7 @@ void measure(const Flags& flags) {
     }
     bench.end(0);
   }
-  if (!flags.no_prefill) {
+  if (!flags.no_prefill && flags.batches.empty()) {
     Bench bench(*backend, 64, 2048);
     for (int s = 0; s < 64; ++s) bench.begin(s, {.temperature = 0});
     bench.prefill(8, std::span(tokens).first(2048));
@@ -433,6 +436,17 @@ int main(int argc, char** argv) {
       flags.quick = true;
     else if (flag == "--no-prefill")
       flags.no_prefill = true;
+    else if (flag == "--batches" && i + 1 < argc)
+      for (const char* p = argv[++i]; *p != 0; p += *p == ',') {
+        char* end = nullptr;
+        const long n = std::strtol(p, &end, 10);
+        if (end == p || n < 1 || n > 128) {
+          fmt::print(stderr, "cuda_step: --batches wants numbers from 1 to 128, as in 1,32\n");
+          return 2;
+        }
+        flags.batches.push_back(static_cast<int>(n));
+        p = end;
+      }
     else if (flag == "--joules" && i + 1 < argc)
       flags.joules = std::atoi(argv[++i]);
     else if (flag == "--json" && i + 1 < argc)

@@ -169,6 +169,20 @@ __device__ __forceinline__ void load_v(Tile<DIM, F>& tile, const Shared<DIM>& sh
   }
 }
 
+// Brings tile n's K and V on their way: into L2, from where load_k() and load_v() will take them.
+template <int DIM, KvFormat F>
+__device__ __forceinline__ void fetch_ahead(const Shared<DIM>& shared, int n) {
+  constexpr int kLines = Sizes<DIM, F>::kRowBytes / 128;  // of a row
+  static_assert(2 * kLines * kTileKeys % kThreads == 0);
+#pragma unroll
+  for (int i = 0; i < 2 * kLines * kTileKeys / kThreads; ++i) {
+    const int at = i * kThreads + static_cast<int>(threadIdx.x), line = at % (2 * kLines),
+              key = at / (2 * kLines);
+    const std::byte* row = line < kLines ? shared.k_rows[n % 4][key] : shared.v_rows[n % 4][key];
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + 128 * (line % kLines)));
+  }
+}
+
 // The newest position's K and V, from shared memory, into the registers of the lanes that hold its key.
 template <int DIM, KvFormat F>
 __device__ __forceinline__ void take_newest_k(Tile<DIM, F>& tile, const Shared<DIM>& shared, int tile_key,
@@ -493,6 +507,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
   if (n_tiles > 0) {
     load_k<DIM, F>(tile, shared, 0, warp, g, t);
     load_v<DIM, F>(tile, shared, 0, span, key_group, g, t);
+    if (n_tiles > 1) fetch_ahead<DIM, F>(shared, 1);
     if (!p.prepared) rotation.set(p.rope, position, lane);
     if (end == position + 1) newest_row = place.row(position, table[position >> 4]);
   }
@@ -537,6 +552,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     }
     __syncthreads();
 
+    if (n + 2 < n_tiles) fetch_ahead<DIM, F>(shared, n + 2);
     if (has_newest) take_newest_v(tile, shared, tile_key, position, span, key_group, g, t);
     float new_max = max;
 #pragma unroll

@@ -32,9 +32,7 @@ int round_up(int value, int unit) {
 
 // Decode rows are padded to one of a few counts, each with its graph.
 int rows_bucket(int rows) {
-  if (rows <= 8) return rows;
-  if (rows <= 32) return round_up(rows, 8);
-  return rows <= 64 ? round_up(rows, 16) : round_up(rows, 32);
+  return rows <= 8 ? rows : round_up(rows, 8);
 }
 
 // The bound on positions that a graph is captured for.

@@ -162,8 +162,7 @@ bool launch_few_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStr
 // decode_product_several.cu: more than 8 rows, any shape; each warp a run of K.
 cudaError_t launch_several_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
 
-// decode_product_wide.cu: more than kWideFrom rows on sm_90, x in wide order; only where takes_wide_rows().
-constexpr int kWideFrom = 32;
+// decode_product_wide.cu: more than 8 rows on sm_90, x in wide order; only where takes_wide_rows().
 bool takes_wide_rows(const TiledWeight& w, int rows);
 cudaError_t launch_wide_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
 

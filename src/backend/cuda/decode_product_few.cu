@@ -55,11 +55,12 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
       a.tiles + (static_cast<int64_t>(row_tile) * a.k32 + k_begin) * K::kPieceBytes + lane * 16;
 
   // The first pieces, as they come from memory.
-  uint4 raw[K::kHeld][K::kPieceBytes / 512];
+  RawPiece<kFormat> raw[K::kHeld];
 #pragma unroll
   for (int i = 0; i < K::kHeld; ++i) {
 #pragma unroll
-    for (int s = 0; s < K::kPieceBytes / 512; ++s) raw[i][s] = load_once(from + i * K::kPieceBytes + s * 512);
+    for (int s = 0; s < K::kPieceBytes / 512; ++s)
+      raw[i].v[s] = load_once(from + i * K::kPieceBytes + s * 512);
   }
 
   // The ring: kSlots groups, filled with what follows the held pieces.
@@ -96,13 +97,7 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   }
   TileA held[K::kHeld];
 #pragma unroll
-  for (int i = 0; i < K::kHeld; ++i) {
-    if constexpr (kFormat == TileFormat::kF8E4M3) {
-      held[i] = tile_from_f8(raw[i][0]);
-    } else {
-      held[i] = tile_from_bf16(raw[i][0], raw[i][1]);
-    }
-  }
+  for (int i = 0; i < K::kHeld; ++i) held[i] = tile_from(raw[i]);
   convert_here(held);
   // The ring is filled when the held pieces have come: what a multiprocessor has under way delays the input
   // and the end of the kernel ahead.

@@ -1,8 +1,8 @@
 // The product kernel of more than eight rows for matrices with few rows of their own (the per-layer inputs,
 // the linears of small models): there a block owns one or two tiles of 16 rows of W, and its eight warps
 // share K in eight runs. A warp copies its run's pieces of W and of the activations through a private ring in
-// shared memory, lane by lane as they will be read, all of a short run at once. Beyond 64 rows, other blocks
-// take the rest of the rows and find W in L2.
+// shared memory, lane by lane as they will be read, all of a short run at once. Where row tiles are few,
+// blocks share out the activations' rows, and find W in L2.
 #include "backend/cuda/decode_product_args.h"
 
 namespace jewel::cuda {
@@ -157,6 +157,16 @@ cudaError_t dispatch(ProductArgs& a, bool overlap, cudaStream_t stream) {
   if (product_device().shared_per_block < 200 * 1024) {  // sm_80: 163 KB, sm_89: 99
     return a.rows <= 16 ? launch<kFormat, 2, 1, 5>(a, overlap, stream)
                         : launch<kFormat, 4, 1, 3>(a, overlap, stream);
+  }
+  // Enough blocks for the card, each with few activations: what a block waits for is its part of x.
+  if (a.row_tiles <= 32) {
+    return a.rows <= 16 ? launch<kFormat, 1, 1, 10>(a, overlap, stream)
+                        : launch<kFormat, 2, 1, 8>(a, overlap, stream);
+  }
+  if (a.k32 / a.splits <= 2 * kProductWarps) {  // a warp's run is there at once
+    if (a.rows <= 16) return launch<kFormat, 1, 1, 2>(a, overlap, stream);
+    return a.rows <= 32 ? launch<kFormat, 4, 1, 2>(a, overlap, stream)
+                        : launch<kFormat, 2, 4, 2>(a, overlap, stream);
   }
   constexpr bool kBytes = kFormat == TileFormat::kF8E4M3;
   if (a.rows <= 16) return launch<kFormat, 2, 1, 8>(a, overlap, stream);

@@ -23,17 +23,17 @@ namespace {
 
 constexpr int kRuns = kProductWarps;  // into which a part of K is cut, whoever adds them up
 constexpr int kGroupThreads = 128;
-constexpr int kPair = 2;  // pieces of 32 columns: a stage, and what is multiplied at once
+constexpr int kPair = 2;  // pieces of 32 columns: a stage of x
 constexpr int kFillerRegisters = 24;
 constexpr int kSharedLimit = 227 * 1024;
 
-// kOdd: a run is an odd number of pairs.
-template <TileFormat kFormat, int kColumns_, int kRunGroups_, int kTileGroups_, bool kOdd_>
+// kPairs: of a run.
+template <TileFormat kFormat, int kColumns_, int kRunGroups_, int kTileGroups_, int kPairs_>
 struct Wide {
   static constexpr int kColumns = kColumns_;
   static constexpr int kRunGroups = kRunGroups_;
   static constexpr int kTileGroups = kTileGroups_;
-  static constexpr bool kOdd = kOdd_;
+  static constexpr int kPairs = kPairs_;
   static constexpr int kSums = kColumns / 2;  // of a lane
   static constexpr int kWarps = 4 * kRunGroups * kTileGroups;
   static constexpr int kThreads = 32 * kWarps + kGroupThreads;
@@ -41,29 +41,33 @@ struct Wide {
   static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
   static constexpr int kRegisters =
       (kLaunchRegisters * kThreads - kFillerRegisters * kGroupThreads) / (32 * kWarps) / 8 * 8;
+  // Whether a lane's sums of the runs so far stay in its registers.
+  static constexpr bool kSumsStay = kRunGroups == 1 && 2 * kSums + 56 <= kRegisters;
 
   static constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;
-  static constexpr int kSlots = (kWarps <= 8 ? 8192 : 4096) / kPieceBytes;
-  static constexpr int kRingBytes = kWarps * kSlots * kPieceBytes;
-  static constexpr int kSumBytes = kTileGroups * kGroupThreads * kSums * 4;
+  static constexpr int kSumBytes = kSumsStay ? 0 : kTileGroups * kGroupThreads * kSums * 4;
   static constexpr int kStageBytes = kPair * 64 * kColumns;
-  static constexpr int kFit = (kSharedLimit - kRingBytes - kSumBytes - 256) / (kRunGroups * kStageBytes);
-  static constexpr int kStages = kFit > 8 ? 8 : kFit;
+  // A run passes through the stages of x a whole number of times, so that each of its pairs has its stage for
+  // good; and rings of 8 KB a warp where that leaves x as many stages as rings of 4 would.
+  static constexpr int stages_beside(int ring) {
+    const int fit = (kSharedLimit - kWarps * ring - kSumBytes - 256) / (kRunGroups * kStageBytes);
+    return fit >= kPairs ? kPairs : kPairs % 2 == 0 && fit >= kPairs / 2 ? kPairs / 2 : 0;
+  }
+  static constexpr int kWarpRing = stages_beside(8192) == stages_beside(4096) ? 8192 : 4096;
+  static constexpr int kPairBytes = kPair * kPieceBytes;
+  static constexpr int kRingBytes = kWarps * kWarpRing;
+  static constexpr int kStages = stages_beside(kWarpRing);
   static constexpr int kXBytes = kRunGroups * kStages * kStageBytes;
   static constexpr int kSharedBytes = kRingBytes + kXBytes + kSumBytes + 2 * kRunGroups * kStages * 8;
   static_assert(kStages >= 3 && kSharedBytes <= kSharedLimit);
-};
-
-// Two pieces of W, [piece][16 columns][register].
-struct PairA {
-  uint32_t r[kPair][2][4];
+  static constexpr int kRingPairs = kWarpRing / kPairBytes;
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // No swizzle: 8 rows x 16 bytes stand together; 8 more rows 128 bytes on, 8 more columns `next_columns` on.
 __device__ __forceinline__ uint64_t plain_descriptor(uint32_t address, uint32_t next_columns) {
-  return static_cast<uint64_t>((address & 0x3ffff) >> 4) | (static_cast<uint64_t>(next_columns >> 4) << 16) |
-         (uint64_t{128 >> 4} << 32);
+  const uint32_t low = (address >> 4) + (next_columns >> 4 << 16);
+  return low | uint64_t{128 >> 4} << 32;
 }
 
 // One thread brings x, stage after stage.
@@ -94,10 +98,11 @@ __device__ __forceinline__ void fill_stages(const ProductArgs& a, int split, uin
   }
 }
 
-// The finished sums of a lane: of W's rows g and g + 8, for the step's rows 2 t, 2 t + 1, 8 + 2 t, …
-template <class K>
+// The finished sums of a lane, sum(0) …: of W's rows g and g + 8, for the step's rows 2 t, 2 t + 1, 8 + 2 t,
+// …
+template <class K, class Sum>
 __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int row_tile, int lane,
-                                            const float* mine) {
+                                            const Sum& sum) {
   const int g = lane / 4, first = lane % 4 * 2;
   const auto scale_of = [&](int row) {
     return a.row_scale == nullptr ? 1.0f : __ldg(a.row_scale + row_tile * 16 + row);
@@ -112,25 +117,29 @@ __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int
 #pragma unroll
     for (int i = 0; i < K::kSums / 2; ++i) {
       const int on = i / 2 * 8 + i % 2;
-      if (first + on < a.rows) {
-        store(on * row_stride, __fmul_rn(mine[(i / 2 * 4 + i % 2) * kGroupThreads], scales[0]),
-              __fmul_rn(mine[(i / 2 * 4 + 2 + i % 2) * kGroupThreads], scales[1]));
-      }
+      store(first + on < a.rows, on * row_stride, __fmul_rn(sum(i / 2 * 4 + i % 2), scales[0]),
+            __fmul_rn(sum(i / 2 * 4 + 2 + i % 2), scales[1]));
     }
   };
   if (a.out_kind == DecodeOut::kGatedUp) {
     auto* out =
         static_cast<__nv_bfloat16*>(a.out) + x_index(a.out_order, first, row_tile * 8 + g, a.rows, width);
-    each([&](int64_t at, float gate, float up) { out[at] = gated(gate, up); });
+    each([&](bool wanted, int64_t at, float gate, float up) {
+      const __nv_bfloat16 value = gated(gate, up);  // before the question, so that several are under way
+      if (wanted) out[at] = value;
+    });
     return;
   }
   float* out = static_cast<float*>(a.out) + (int64_t{split} * a.rows + first) * a.n + row_tile * 16 + g;
   const float cap = a.out_kind == DecodeOut::kLogits ? a.cap : 0;
   if (cap == 0) {
-    each([&](int64_t at, float low, float high) { out[at] = low, out[at + 8] = high; });
+    each([&](bool wanted, int64_t at, float low, float high) {
+      if (wanted) out[at] = low, out[at + 8] = high;
+    });
   } else {
-    each([&](int64_t at, float low, float high) {
-      out[at] = capped(low, cap), out[at + 8] = capped(high, cap);
+    each([&](bool wanted, int64_t at, float low, float high) {
+      low = capped(low, cap), high = capped(high, cap);
+      if (wanted) out[at] = low, out[at + 8] = high;
     });
   }
 }
@@ -162,118 +171,146 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
     return;
   }
   take_registers<K::kRegisters>();
-  const int group = warp / 4, run_group = group % K::kRunGroups, tile_group = group / K::kRunGroups;
+  // By a shuffle, which tells the compiler that all lanes agree: uniform registers hold what follows from it.
+  const int group = __shfl_sync(~0u, warp, 0) / 4;
+  const int run_group = group % K::kRunGroups, tile_group = group / K::kRunGroups;
   // A block's tiles stand block_rows apart; neighbours go to different tile groups, so that all have work.
   const int first_tile =
       static_cast<int>(blockIdx.x) % a.block_rows + (warp % 4 * K::kTileGroups + tile_group) * a.block_rows;
   const int tile_stride = 4 * K::kTileGroups * a.block_rows;
-  const int pieces = a.k32 / a.splits, run = pieces / kRuns;
+  const int pieces = a.k32 / a.splits;
+  constexpr int kRun = kPair * K::kPairs;
 
   // This warp's pieces: of each of its tiles the runs run_group, run_group + kRunGroups, …
-  const uint8_t* ring = shared + warp * K::kSlots * K::kPieceBytes + lane * 16;
+  const uint8_t* ring = shared + warp * K::kWarpRing + lane * 16;
   const uint32_t ring_address = shared_address(ring);
   const uint8_t* from =
       a.tiles +
-      (static_cast<int64_t>(first_tile) * a.k32 + split * pieces + run_group * run) * K::kPieceBytes +
+      (static_cast<int64_t>(first_tile) * a.k32 + split * pieces + run_group * kRun) * K::kPieceBytes +
       lane * 16;
-  int copy_tile = first_tile, copy_run = run_group, copy_piece = 0;
-  uint32_t copied = 0, taken = 0;
-  const auto copy_next = [&] {
+  const int64_t tile_jump = (static_cast<int64_t>(tile_stride) * a.k32 - pieces) * K::kPieceBytes;
+  int copy_tile = first_tile, runs_of_tile = kRuns / K::kRunGroups;
+  uint32_t slot = 0;
+  const auto copy_pair = [&](bool last_of_run) {
     if (copy_tile < a.row_tiles) {
-      const uint32_t to = ring_address + copied % K::kSlots * K::kPieceBytes;
 #pragma unroll
-      for (int s = 0; s < K::kPieceBytes; s += 512) copy_async_16(to + s, from + s);
-    }
-    ++copied;
-    from += K::kPieceBytes;
-    if (++copy_piece == run) {
-      copy_piece = 0;
-      from += (K::kRunGroups - 1) * run * K::kPieceBytes;
-      if ((copy_run += K::kRunGroups) >= kRuns) {
-        copy_run = run_group;
-        copy_tile += tile_stride;
-        from += (static_cast<int64_t>(tile_stride) * a.k32 - pieces) * K::kPieceBytes;
-      }
+      for (int i = 0; i < K::kPairBytes; i += 512) copy_async_16(ring_address + slot + i, from + i);
     }
     commit_copies();
-  };
-#pragma unroll
-  for (int i = 0; i < K::kSlots; ++i) copy_next();
-  // The next pair of pieces as A operands; their places in the ring go to later ones.
-  const auto take = [&](PairA& to) {
-#pragma unroll
-    for (int i = 0; i < kPair; ++i) {
-      wait_for_copies<K::kSlots - 1>();
-      const TileA tile = read_piece<kFormat>(ring + taken++ % K::kSlots * K::kPieceBytes);
-#pragma unroll
-      for (int j = 0; j < 8; ++j) to.r[i][j / 4][j % 4] = tile.r[j / 4][j % 4];
-      hold(to.r[i][0]), hold(to.r[i][1]);
-      copy_next();
+    slot = (slot + K::kPairBytes) % K::kWarpRing;
+    from += K::kPairBytes;
+    if (last_of_run) {
+      from += (K::kRunGroups - 1) * kRun * K::kPieceBytes;
+      if (--runs_of_tile == 0) {
+        runs_of_tile = kRuns / K::kRunGroups;
+        copy_tile += tile_stride;
+        from += tile_jump;
+      }
     }
   };
-  PairA now, later;
-  take(now);
+#pragma unroll
+  for (int i = 0; i < K::kRingPairs; ++i) copy_pair((i + 1) % K::kPairs == 0);
+
+  // The next pair as it came from memory; its place in the ring goes to a later one.
+  RawPiece<kFormat> raw[kPair];
+  const auto fetch_pair = [&](int place_in_run) {
+    wait_for_copies<K::kRingPairs - 1>();
+#pragma unroll
+    for (int i = 0; i < kPair; ++i) raw[i] = read_raw<kFormat>(ring + slot + i * K::kPieceBytes);
+    copy_pair((place_in_run + K::kRingPairs + 1) % K::kPairs == 0);
+  };
+  // A piece as A operands, [16 columns][register].
+  using Piece = uint32_t[2][4];
+  const auto convert = [&](const RawPiece<kFormat>& from_ring, Piece& to) {
+    const TileA tile = tile_from(from_ring);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) to[j / 4][j % 4] = tile.r[j / 4][j % 4];
+    hold(to[0]), hold(to[1]);
+  };
+  // A piece is multiplied while the next is converted. ptxas runs one wgmma at a time where registers of a
+  // wgmma in flight are copied (C7513), so the two pieces have their registers for good.
+  Piece even, odd;
+  fetch_pair(0);
+  convert(raw[0], even);
   __syncthreads();         // the barriers' start
   wait_for_last_kernel();  // the epilogue writes what kernels ahead may still read
 
   const uint32_t column_bytes = 16 * wide_rows(a.rows);  // from 8 columns to the next 8
-  uint32_t stage = 0, parity = 0;
-  // Multiplies `w`, and takes the next pair meanwhile. Which registers hold which pair is settled by the
-  // compiler: a copy between them would make ptxas run one wgmma at a time (C7513).
-  const auto multiply_pair = [&](float(&acc)[K::kSums], PairA& w, PairA& next) {
-    const uint32_t at = run_group * K::kStages + stage;
-    const uint32_t x = stages + at * K::kStageBytes;
-    barrier_wait(full + 8 * at, parity);
-#pragma unroll
-    for (int i = 0; i < kPair * 2; ++i) hold(w.r[i / 2][i % 2]);
+  float acc[K::kSums] = {};
+  const auto multiply = [&](Piece& w, uint32_t x, bool keep) {
+    hold(w[0]), hold(w[1]);
     wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < kPair * 2; ++i) {
-      Wgmma<K::kColumns, false>::run(acc, w.r[i / 2][i % 2],
-                                     plain_descriptor(x + i * 2 * column_bytes, column_bytes), 1);
-    }
+    Wgmma<K::kColumns, false>::run(acc, w[0], plain_descriptor(x, column_bytes), keep);
+    Wgmma<K::kColumns, false>::run(acc, w[1], plain_descriptor(x + 2 * column_bytes, column_bytes), 1);
     wgmma_commit();
-    take(next);
+  };
+  uint32_t parity = 0;
+  const uint32_t my_stages = stages + run_group * K::kStages * K::kStageBytes;
+  const uint32_t my_full = full + 8 * run_group * K::kStages, my_empty = empty + 8 * run_group * K::kStages;
+  // Predicated, not branched around: a branch between wgmmas in flight is taken for a reason to run them one
+  // at a time.
+  const auto release_stage = [&](int at) {
+    asm volatile(
+        "{\n.reg .pred p;\nsetp.eq.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(
+            my_empty + 8 * at),
+        "r"(lane)
+        : "memory");
+  };
+  // A run's sums in `acc`. Begins with its first piece in `even` and its second in `raw`, ends with those of
+  // the next run there.
+  const auto multiply_run = [&] {
+#pragma unroll
+    for (int pair = 0; pair < K::kPairs; ++pair) {
+      const int stage = pair % K::kStages;
+      const uint32_t x = my_stages + stage * K::kStageBytes;
+      barrier_wait(my_full + 8 * stage, parity ^ (pair / K::kStages & 1));
+      multiply(even, x, pair > 0);
+      wgmma_wait<1>();
+      if (pair > 0) release_stage((pair - 1) % K::kStages);
+      convert(raw[1], odd);
+      multiply(odd, x + 4 * column_bytes, true);
+      fetch_pair((pair + 1) % K::kPairs);
+      wgmma_wait<1>();
+      convert(raw[0], even);
+    }
+    parity ^= K::kPairs / K::kStages & 1;
     wgmma_wait<0>();
-    if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + 8 * at) : "memory");
-    if (++stage == K::kStages) stage = 0, parity ^= 1;
+    release_stage((K::kPairs - 1) % K::kStages);
   };
 
+  float stay[K::kSumsStay ? K::kSums : 1];
   float* mine = reinterpret_cast<float*>(shared + K::kRingBytes + K::kXBytes) +
                 tile_group * kGroupThreads * K::kSums + tid % kGroupThreads;
   const int turn = 1 + tile_group * K::kRunGroups, next_group = (run_group + 1) % K::kRunGroups;
-  // A run, added to what stands in `mine`. Starts with the pair in `w`, ends with the next run's in `other`
-  // where kOdd, else in `w`.
-  const auto add_run = [&](PairA& w, PairA& other, int index, bool first_ever) {
-    float acc[K::kSums];
-#pragma unroll
-    for (int i = 0; i < K::kSums; ++i) acc[i] = 0;
-    const int pairs = run / kPair;
-#pragma unroll 1
-    for (int pair = 1; pair < pairs; pair += 2) {
-      multiply_pair(acc, w, other);
-      multiply_pair(acc, other, w);
-    }
-    if constexpr (K::kOdd) multiply_pair(acc, w, other);
-    if (K::kRunGroups > 1 && !first_ever) named_barrier(turn + run_group, 2 * kGroupThreads);
-#pragma unroll
-    for (int i = 0; i < K::kSums; ++i) {
-      float& sum = mine[i * kGroupThreads];
-      sum = index == 0 ? acc[i] : __fadd_rn(sum, acc[i]);
-    }
-    if (K::kRunGroups > 1 && index + 1 < kRuns) named_barrier_arrive(turn + next_group, 2 * kGroupThreads);
-  };
 
 #pragma unroll 1
   for (int iteration = 0; iteration < n_iterations; ++iteration) {
 #pragma unroll 1
-    for (int index = run_group; index < kRuns; index += 2 * K::kRunGroups) {
-      add_run(now, later, index, index == 0 && iteration == 0);
-      add_run(K::kOdd ? later : now, K::kOdd ? now : later, index + K::kRunGroups, false);
+    for (int index = run_group; index < kRuns; index += K::kRunGroups) {
+      multiply_run();
+      if constexpr (K::kSumsStay) {
+#pragma unroll
+        for (int i = 0; i < K::kSums; ++i) stay[i] = index == 0 ? acc[i] : __fadd_rn(stay[i], acc[i]);
+      } else {
+        const bool first_ever = index == 0 && iteration == 0;
+        if (K::kRunGroups > 1 && !first_ever) named_barrier(turn + run_group, 2 * kGroupThreads);
+#pragma unroll
+        for (int i = 0; i < K::kSums; ++i) {
+          float& sum = mine[i * kGroupThreads];
+          sum = index == 0 ? acc[i] : __fadd_rn(sum, acc[i]);
+        }
+        if (K::kRunGroups > 1 && index + 1 < kRuns)
+          named_barrier_arrive(turn + next_group, 2 * kGroupThreads);
+      }
     }
     if (run_group + 1 < K::kRunGroups) continue;
     const int row_tile = first_tile + iteration * tile_stride;
-    if (row_tile < a.row_tiles) finish_sums<K>(a, split, row_tile, lane, mine);
+    if (row_tile < a.row_tiles) {
+      finish_sums<K>(a, split, row_tile, lane, [&](int i) {
+        if constexpr (K::kSumsStay) return stay[i];
+        return mine[i * kGroupThreads];
+      });
+    }
     // The next tile's first run may have the sums' place.
     if (K::kRunGroups > 1 && iteration + 1 < n_iterations) {
       __syncwarp();
@@ -281,13 +318,14 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
     }
   }
 #else
-  static_cast<void>(K::kOdd && K::kRegisters > 0);  // nvcc warns of what no code names
+  // nvcc warns of what no code names.
+  static_cast<void>(K::kRegisters + K::kPieceBytes + K::kPairBytes + K::kRingPairs);
 #endif
 }
 
-template <TileFormat kFormat, int kColumns, int kRunGroups, int kTileGroups, bool kOdd>
+template <TileFormat kFormat, int kColumns, int kRunGroups, int kTileGroups, int kPairs>
 cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  using K = Wide<kFormat, kColumns, kRunGroups, kTileGroups, kOdd>;
+  using K = Wide<kFormat, kColumns, kRunGroups, kTileGroups, kPairs>;
   const auto kernel = wide_kernel<kFormat, K>;
   const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
@@ -302,24 +340,41 @@ cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
   return launch_kernel<ProductArgs, int>(kernel, shape, stream, a, n_iterations);
 }
 
+int pairs_of_run(int k32, int splits) {
+  return k32 / splits / kRuns / kPair;
+}
+
 template <TileFormat kFormat, int kColumns, int kRunGroups, int kTileGroups>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  return a.k32 / a.splits / kRuns / kPair % 2 == 1
-             ? launch_as<kFormat, kColumns, kRunGroups, kTileGroups, true>(a, overlap, stream)
-             : launch_as<kFormat, kColumns, kRunGroups, kTileGroups, false>(a, overlap, stream);
+  switch (pairs_of_run(a.k32, a.splits)) {
+    case 3:
+      return launch_as<kFormat, kColumns, kRunGroups, kTileGroups, 3>(a, overlap, stream);
+    case 5:
+      return launch_as<kFormat, kColumns, kRunGroups, kTileGroups, 5>(a, overlap, stream);
+    case 6:
+      return launch_as<kFormat, kColumns, kRunGroups, kTileGroups, 6>(a, overlap, stream);
+    default:
+      return cudaErrorInvalidValue;
+  }
 }
 
 // Few row tiles an SM: the runs are shared out. Many: the tiles are.
 template <TileFormat kFormat, int kColumns>
 cudaError_t launch_columns(ProductArgs& a, bool overlap, cudaStream_t stream) {
   const int per_block = (a.row_tiles * a.splits + product_device().sms - 1) / product_device().sms;
-  if (per_block <= 4) return launch<kFormat, kColumns, kColumns <= 64 ? 4 : 2, 1>(a, overlap, stream);
-  if (per_block <= 8) return launch<kFormat, kColumns, kColumns <= 64 ? 2 : 1, 2>(a, overlap, stream);
-  return launch<kFormat, kColumns, 1, 3>(a, overlap, stream);
+  if constexpr (kColumns <= 32) {
+    return per_block <= 12 ? launch<kFormat, kColumns, 1, 3>(a, overlap, stream)
+                           : launch<kFormat, kColumns, 1, 4>(a, overlap, stream);
+  } else {
+    return per_block <= 8 ? launch<kFormat, kColumns, kColumns <= 64 ? 2 : 1, 2>(a, overlap, stream)
+                          : launch<kFormat, kColumns, 1, 3>(a, overlap, stream);
+  }
 }
 
 template <TileFormat kFormat>
 cudaError_t launch_format(ProductArgs& a, bool overlap, cudaStream_t stream) {
+  if (a.rows <= 16) return launch_columns<kFormat, 16>(a, overlap, stream);
+  if (a.rows <= 32) return launch_columns<kFormat, 32>(a, overlap, stream);
   if (a.rows <= 64) return launch_columns<kFormat, 64>(a, overlap, stream);
   if (a.rows <= 104) return launch_columns<kFormat, 104>(a, overlap, stream);
   return launch_columns<kFormat, 128>(a, overlap, stream);
@@ -328,11 +383,13 @@ cudaError_t launch_format(ProductArgs& a, bool overlap, cudaStream_t stream) {
 }  // namespace
 
 bool takes_wide_rows(const TiledWeight& w, int rows) {
-  const int pieces = w.k / 32, splits = product_splits(w.k);
-  // With fewer row tiles (qkv, o) a block's warps have no four of them, and its tensor cores idle.
-  const bool tiles_for_all = w.n / 16 * splits > 4 * product_device().sms;
-  return product_device().wgmma && rows > kWideFrom && rows <= kMaxDecodeRows && tiles_for_all &&
-         pieces % (splits * kRuns * kPair) == 0;
+  const int pieces = w.k / 32, splits = product_splits(w.k), sms = product_device().sms;
+  // With fewer row tiles (qkv, o) a block's warps have no four of them, and its tensor cores idle; and the
+  // fewer rows, the more tiles it takes for this kernel's start and end not to matter.
+  const int row_tiles = w.n / 16 * splits, wanted = (rows > 32 ? 4 : rows > 16 ? 8 : 32) * sms;
+  const int pairs = pairs_of_run(pieces, splits);
+  return product_device().wgmma && rows > 8 && rows <= kMaxDecodeRows && row_tiles > wanted &&
+         pieces % (splits * kRuns * kPair) == 0 && (pairs == 3 || pairs == 5 || pairs == 6);
 }
 
 cudaError_t launch_wide_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {

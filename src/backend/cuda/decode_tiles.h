@@ -5,6 +5,7 @@
 #include <cuda_bf16.h>
 
 #include "backend/cuda/decode_product.h"
+#include "backend/cuda/gelu.h"
 
 namespace jewel::cuda {
 
@@ -120,15 +121,33 @@ __device__ __forceinline__ TileA tile_from_bf16(uint4 s0, uint4 s1) {
            {even(s1.x, s1.y), even(s1.z, s1.w), odd(s1.x, s1.y), odd(s1.z, s1.w)}}};
 }
 
-// A lane's part of a piece of W in shared memory.
+// A lane's part of a piece of W, as it stands in memory.
+template <TileFormat kFormat>
+struct RawPiece {
+  static constexpr int kVectors = kFormat == TileFormat::kF8E4M3 ? 1 : 2;  // 512 bytes of a warp apart
+  uint4 v[kVectors];
+};
+template <TileFormat kFormat>
+__device__ __forceinline__ TileA tile_from(const RawPiece<kFormat>& raw) {
+  if constexpr (kFormat == TileFormat::kF8E4M3) {
+    return tile_from_f8(raw.v[0]);
+  } else {
+    return tile_from_bf16(raw.v[0], raw.v[1]);
+  }
+}
+
+// The same from shared memory.
+template <TileFormat kFormat>
+__device__ __forceinline__ RawPiece<kFormat> read_raw(const uint8_t* lane_bytes) {
+  RawPiece<kFormat> raw;
+#pragma unroll
+  for (int i = 0; i < RawPiece<kFormat>::kVectors; ++i)
+    raw.v[i] = *reinterpret_cast<const uint4*>(lane_bytes + i * 512);
+  return raw;
+}
 template <TileFormat kFormat>
 __device__ __forceinline__ TileA read_piece(const uint8_t* lane_bytes) {
-  const uint4 s0 = *reinterpret_cast<const uint4*>(lane_bytes);
-  if constexpr (kFormat == TileFormat::kF8E4M3) {
-    return tile_from_f8(s0);
-  } else {
-    return tile_from_bf16(s0, *reinterpret_cast<const uint4*>(lane_bytes + 512));
-  }
+  return tile_from(read_raw<kFormat>(lane_bytes));
 }
 
 // Keeps the conversion of `tiles` where this stands. The assembler would sink it to where it is used, behind
@@ -173,13 +192,6 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
 __device__ __forceinline__ void multiply_piece(float (&c)[4], const TileA& tile, const uint4& x) {
   multiply_add(c, tile.r[0], x.x, x.y);
   multiply_add(c, tile.r[1], x.z, x.w);
-}
-
-// Written out, as all arithmetic that several kernels must do alike.
-__device__ __forceinline__ float gelu_tanh(float x) {
-  const float cubic = __fmul_rn(__fmul_rn(x, x), __fmul_rn(x, 0.044715f));
-  const float inner = __fmul_rn(0.7978845608028654f, __fadd_rn(x, cubic));
-  return __fmul_rn(__fmul_rn(0.5f, x), __fadd_rn(1.0f, tanhf(inner)));
 }
 
 // --- residual update and norms -----------------------------------------------------------------------------

@@ -152,6 +152,8 @@ struct Wgmma;
 #define JEWEL_D32(i) JEWEL_D8(i), JEWEL_D8(i + 8), JEWEL_D8(i + 16), JEWEL_D8(i + 24)
 #define JEWEL_L1_PART "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51"
 #define JEWEL_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define JEWEL_L0_QUARTER "%0, %1, %2, %3, %4, %5, %6, %7"
+#define JEWEL_L0_HALF "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define JEWEL_L0 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define JEWEL_L1 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define JEWEL_L2 "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
@@ -170,6 +172,8 @@ struct Wgmma;
     }                                                                                                                   \
   };
 #define JEWEL_OPERANDS(...) __VA_ARGS__
+JEWEL_WGMMA(16, false, "m64n16k16", "bf16.bf16", ", 0", JEWEL_L0_QUARTER, JEWEL_OPERANDS(JEWEL_D8(0)), "%8", "%9", "%10", "%11", "%12", "%13")
+JEWEL_WGMMA(32, false, "m64n32k16", "bf16.bf16", ", 0", JEWEL_L0_HALF, JEWEL_OPERANDS(JEWEL_D8(0), JEWEL_D8(8)), "%16", "%17", "%18", "%19", "%20", "%21")
 JEWEL_WGMMA(64, false, "m64n64k16", "bf16.bf16", ", 0", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
 JEWEL_WGMMA(104, false, "m64n104k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1_PART, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D8(32), JEWEL_D8(40), JEWEL_D4(48)), "%52", "%53", "%54", "%55", "%56", "%57")
 JEWEL_WGMMA(128, false, "m64n128k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
@@ -189,6 +193,8 @@ JEWEL_WGMMA(256, true, "m64n256k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", 
 #undef JEWEL_L2
 #undef JEWEL_L1
 #undef JEWEL_L0
+#undef JEWEL_L0_HALF
+#undef JEWEL_L0_QUARTER
 #undef JEWEL_L1_PART
 #undef JEWEL_D4
 #undef JEWEL_D32

@@ -1,10 +1,12 @@
-// Small conversions that the prefill kernels share: E4M3 to BF16, packing, GELU, the order of a product's
+// Small conversions that the prefill kernels share: E4M3 to BF16, packing, the order of a product's
 // input.
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include <cstdint>
+
+#include "backend/cuda/gelu.h"
 
 namespace jewel::cuda {
 
@@ -45,16 +47,6 @@ __device__ __forceinline__ void widen_e4m3x4(uint32_t bytes, uint32_t& low, uint
   };
   low = widen(__byte_perm(bytes, 0, 0x1404));
   high = widen(__byte_perm(bytes, 0, 0x3424));
-}
-
-// x / (1 + 2^(-2 log2(e) u)) = 0.5 x (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3): eight instructions,
-// within a few units of FP32's last place. Far to the left the power is infinite and the quotient -0.
-__device__ __forceinline__ float gelu_tanh(float x) {
-  constexpr float kLinear = -2.0f * 1.4426950408889634f * 0.7978845608028654f;
-  float power, quotient;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * fmaf(kLinear * 0.044715f, x * x, kLinear)));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(quotient) : "f"(1.0f + power));
-  return x * quotient;
 }
 
 }  // namespace jewel::cuda

@@ -1,0 +1,19 @@
+// GELU (tanh) on the device, one function for all kernels. Included by .cu files alone.
+#pragma once
+
+namespace jewel::cuda {
+
+// x / (1 + 2^(-2 log2(e) u)) = 0.5 x (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3): eight instructions,
+// within a few units of FP32's last place. Written out, as all arithmetic that several kernels must do alike.
+// Far to the left the power is infinite and the quotient -0.
+__device__ __forceinline__ float gelu_tanh(float x) {
+  constexpr float kLinear = -2.0f * 1.4426950408889634f * 0.7978845608028654f;
+  float power, quotient;
+  asm("ex2.approx.ftz.f32 %0, %1;"
+      : "=f"(power)
+      : "f"(__fmul_rn(x, __fmaf_rn(kLinear * 0.044715f, __fmul_rn(x, x), kLinear))));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(quotient) : "f"(__fadd_rn(1.0f, power)));
+  return __fmul_rn(x, quotient);
+}
+
+}  // namespace jewel::cuda
