@@ -8,7 +8,7 @@
 #   goldens     stages and logits against Transformers, models of E4B's and E2B's widths
 #   demo        the demo model's 224 answers against Transformers', alone and together, chunked, from the prefix cache
 #   memcheck    compute-sanitizer: addresses
-#   racecheck   compute-sanitizer: shared memory
+#   racecheck   compute-sanitizer: shared memory; warnings are shown, errors fail
 #   answer      the program itself: a picture and a question
 #   stages      the decode step of E4B's shapes: its kernels against float64 and each other, bit by bit, each beside the
 #               time that its bytes need, and the whole of it at 1 to 128 rows (bench/cuda_decode.cu, a minute)
@@ -69,7 +69,18 @@ run_step goldens "$programs/cuda_golden_test" --gtest_brief=1
 run_step demo "$programs/cuda_demo_test" --gtest_brief=1
 if [ -n "$sanitizer" ]; then
   run_step memcheck "$sanitizer" --tool memcheck --error-exitcode 9 "$programs/cuda_test" --gtest_filter="$sanitized"
-  run_step racecheck "$sanitizer" --tool racecheck --error-exitcode 9 "$programs/cuda_test" --gtest_filter='*MasksAndSteps/fp8:*Images/fp8'
+  # A warning is a hazard that the tool itself holds for harmless; it sees one where a thread starts a barrier by
+  # the uniform datapath and then arrives at it.
+  races() {
+    local seen
+    seen=$("$sanitizer" --tool racecheck "$programs/cuda_test" --gtest_filter='*MasksAndSteps/fp8:*Images/fp8' 2>&1)
+    local status=$?
+    echo "$seen"
+    (( status == 0 )) && grep -qE 'RACECHECK SUMMARY: .*\(0 errors|RACECHECK SUMMARY: 0 hazards' <<<"$seen"
+  }
+  export sanitizer
+  export -f races
+  run_step racecheck bash -c races
 elif [[ ,$only, == *check,* ]]; then
   echo "gpu: compute-sanitizer is not on this machine: memcheck and racecheck did not run" >&2
   failed=1

@@ -633,7 +633,7 @@ WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
 }
 
 // log2 of the runs a block takes, by what was fastest on an H200 (docs of bench/cuda_attention.cu's
-// decode_runs): at 512 keys E4B's sliding layers want 1 up to batch 8, 2 at 16, 4 at 32 and 64, 8 at 100.
+// decode_runs): at 512 keys E4B's sliding layers want 1 up to batch 8, 2 at 16 and 24, 4 at 32 and 64, 8 at 100.
 // Layers that see everything may have seven more pieces to fill the card with.
 int slots_log2_for(const DecodeAttention& p, bool clusters) {
   if (!clusters) return 0;
@@ -645,7 +645,7 @@ int slots_log2_for(const DecodeAttention& p, bool clusters) {
   } else {
     int units = p.rows.n * p.shape.n_kv_heads;
     if (p.shape.window == 0 && p.max_context > 1024) units += units / 2, most = std::min(most, 2);
-    wanted = units <= 16 ? 0 : units <= 40 ? 1 : units <= 150 ? 2 : 3;
+    wanted = units <= 16 ? 0 : units <= 48 ? 1 : units <= 150 ? 2 : 3;
   }
   return std::min(wanted, most);
 }

@@ -7,8 +7,8 @@
 //             group owns four row tiles at a time; its run groups take the eight runs of K in turn
 //   W         lane-private rings by cp.async, as in the other kernels: no barrier
 //   x         in wide order, stages of 64 columns of each run group, by bulk copies
-//   sums      a run's in the tensor cores; then each lane adds them to its own sums in shared memory, run by
-//             run: a run group waits for the one that has the run before
+//   sums      a run's in the tensor cores; then each lane adds them to its own sums, in registers where they
+//             fit, else in shared memory, run by run: a run group waits for the one that has the run before
 //
 // wgmma m64nNk16 and mma.m16n8k16 give the same bits for the same values in the same order: measured on an
 // H200, and compared for each shape with the kernels of one row by bench/cuda_decode check.

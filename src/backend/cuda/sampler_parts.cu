@@ -1,13 +1,12 @@
 // Sampling by many blocks: kParts blocks a row, each with its part of the ids; the last to finish decides.
 //
-//   part    logits to order-preserving keys in shared memory, with penalties, biases and masks; then the
-//   part's
-//           best (greedy), or its candidates: all keys that reach the k-th largest of the 256 threads'
+//   part    logits in registers; where there are penalties, biases or masks, by way of shared memory. Then
+//   the
+//           part's best (greedy), or its candidates: all keys that reach the k-th largest of the 256 threads'
 //           maxima. At least k of the part reach it, so what does not cannot be among the row's k best; of
 //           random rows about 75 do for k = 64
 //   row     the same step over the parts' candidates, then exact: ranks by counting, top_p and min_p by
-//   integer
-//           sums (order does not matter), the pick in the order of ids
+//           integer sums (order does not matter), the pick in the order of ids
 //
 // A row whose candidates do not fit (very many equal logits) or whose top_k is off or above 128 is left to
 // the general way. E4B: 1 MB of logits a row, read once.
@@ -112,6 +111,13 @@ __device__ void adjust(const SampleRows& s, const SlotSampling& p, int row, floa
   __syncthreads();
 }
 
+// Whether adjust() would leave the row as it is.
+__device__ __forceinline__ bool is_plain(const SampleRows& s, const SlotSampling& p, int row, int position) {
+  return p.seen == nullptr && p.n_biases == 0 && p.n_never == 0 &&
+         (p.n_not_before == 0 || position + 1 >= p.not_before_position) &&
+         (s.allowed == nullptr || s.allowed[row] == nullptr);
+}
+
 // The row's candidates that can be among its k best, to shared memory; false when they do not fit.
 __device__ bool gather(const SampleWorkspace& w, int row, int k, Shared& shared) {
   constexpr int kLanes = kThreads / kParts, kHeld = 16;  // of a part's candidates, in registers
@@ -208,23 +214,20 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
   // All loads are under way before the first is needed.
   const int position = s.positions[row], slot = s.slots[row];
   constexpr int kFours = kPartIds / 4 / kThreads;
-  float4 fours[kFours];
+  float fours[kFours][4];  // of ids 4 at(i) .. 4 at(i) + 3 of the part; masked beyond its end
+  const auto at = [](int i) { return 4 * (i * kThreads + static_cast<int>(threadIdx.x)); };
+  const auto load_four = [&](int i, const float4& v) {
+    fours[i][0] = v.x, fours[i][1] = v.y, fours[i][2] = v.z, fours[i][3] = v.w;
+  };
   const bool by_fours = s.vocab % 4 == 0;
 #pragma unroll
   for (int i = 0; i < kFours; ++i) {
-    const int at = 4 * (i * kThreads + static_cast<int>(threadIdx.x));
-    if (by_fours && at < n) fours[i] = __ldcs(reinterpret_cast<const float4*>(from + at));
+    const bool exists = by_fours && at(i) < n;
+    load_four(i, exists ? __ldcs(reinterpret_cast<const float4*>(from + at(i)))
+                        : float4{kMasked, kMasked, kMasked, kMasked});
   }
   if (position < 0) return;
   const SlotSampling p = s.sampling[slot];
-#pragma unroll
-  for (int i = 0; i < kFours; ++i) {
-    const int at = 4 * (i * kThreads + static_cast<int>(threadIdx.x));
-    if (by_fours && at < n) *reinterpret_cast<float4*>(logits + at) = fours[i];
-  }
-  if (!by_fours) {
-    for (int i = threadIdx.x; i < n; i += kThreads) logits[i] = from[i];
-  }
   const SampleWorkspace w = sample_workspace_of(s);
   const bool greedy = p.temperature <= 0;
   const int k = min(p.top_k, s.vocab);
@@ -232,17 +235,22 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
     if (part == 0 && threadIdx.x == 0) w.general[row] = 1;
     return;
   }
-  __syncthreads();
-  adjust(s, p, row, logits, begin, n);
+  if (!by_fours || !is_plain(s, p, row, position)) {
+    for (int i = threadIdx.x; i < 4 * kThreads * kFours; i += kThreads) logits[i] = i < n ? from[i] : kMasked;
+    __syncthreads();
+    adjust(s, p, row, logits, begin, n);
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) load_four(i, *reinterpret_cast<const float4*>(logits + at(i)));
+  }
 
   uint32_t top = 0;
   uint64_t best = 0;
-  for (int i = 4 * static_cast<int>(threadIdx.x); i < n; i += 4 * kThreads) {
+#pragma unroll
+  for (int i = 0; i < kFours; ++i) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (i + e >= n) break;
-      const uint32_t key = device::key_of(logits[i + e]);
-      if (key > top) best = candidate_of(key, begin + i + e);  // ids ascend: the first of equals stays
+      const uint32_t key = device::key_of(fours[i][e]);
+      if (key > top) best = candidate_of(key, begin + at(i) + e);  // ids ascend: the first of equals stays
       top = max(top, key);
     }
   }
@@ -255,14 +263,14 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
     const uint32_t threshold = key_that_reach(top, k, masked + 1);
     uint64_t* to = w.candidates + (static_cast<size_t>(row) * kParts + part) * kPartCandidates;
     if (top >= threshold) {
-      for (int i = 4 * static_cast<int>(threadIdx.x); i < n; i += 4 * kThreads) {
+#pragma unroll
+      for (int i = 0; i < kFours; ++i) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          if (i + e >= n) break;
-          const uint32_t key = device::key_of(logits[i + e]);
+          const uint32_t key = device::key_of(fours[i][e]);
           if (key < threshold) continue;
-          const unsigned at = atomicAdd(&shared.n, 1u);
-          if (at < kPartCandidates) __stcg(to + at, candidate_of(key, begin + i + e));
+          const unsigned place = atomicAdd(&shared.n, 1u);
+          if (place < kPartCandidates) __stcg(to + place, candidate_of(key, begin + at(i) + e));
         }
       }
     }

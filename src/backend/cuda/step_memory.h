@@ -16,7 +16,8 @@ struct StepSizes {
   int mask_words = 0;  // of one row's allowed mask
 };
 
-// What the host writes. Decode rows first: a step without prompts copies no more than `decode_bytes`.
+// What the host writes. Decode rows first: a step without prompts copies no more than `decode_bytes`. Updates
+// of page tables and masks, which most steps have none of, go by themselves.
 struct StepInputs {
   explicit StepInputs(const StepSizes& sizes, std::byte* memory) {
     Carver carver(memory);
@@ -27,7 +28,6 @@ struct StepInputs {
     decode_sampled_at = carver.take<int32_t>(slots);
     decode_allowed = carver.take<const uint32_t*>(slots);
     decode_n_top = carver.take<int32_t>(slots);
-    updates = carver.take<PageUpdate>(static_cast<size_t>(sizes.max_updates));
     decode_bytes = carver.used();
     ids = carver.take<int32_t>(rows);
     positions = carver.take<int32_t>(rows);
@@ -44,6 +44,7 @@ struct StepInputs {
     asked_next_ids = carver.take<int32_t>(rows);
     asked_prompt_n_top = carver.take<int32_t>(rows);
     prompt_bytes = carver.used();
+    updates = carver.take<PageUpdate>(static_cast<size_t>(sizes.max_updates));
     masks =
         carver.take<uint32_t>(static_cast<size_t>(sizes.max_slots) * static_cast<size_t>(sizes.mask_words));
     bytes = carver.used();

@@ -56,7 +56,6 @@ class Tail final : public TailPass {
           .rows = rows.n,
           .x_scratch = buffers_.x,
           .out = ple_,
-          .overlap = false,
           .portable = c_.portable};
       projection.norm.h = embeddings;
       JEWEL_CUDA_TRY(launch_decode_product(projection, stream), "the per-layer projection");
