@@ -633,8 +633,8 @@ WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
 }
 
 // log2 of the runs a block takes, by what was fastest on an H200 (docs of bench/cuda_attention.cu's
-// decode_runs): at 512 keys E4B's sliding layers want 1 up to batch 8, 2 at 16 and 24, 4 at 32 and 64, 8 at 100.
-// Layers that see everything may have seven more pieces to fill the card with.
+// decode_runs): at 512 keys E4B's sliding layers want 1 up to batch 8, 2 at 16 and 24, 4 at 32 and 64, 8 at
+// 100. Layers that see everything may have seven more pieces to fill the card with.
 int slots_log2_for(const DecodeAttention& p, bool clusters) {
   if (!clusters) return 0;
   const int group = p.shape.n_heads / p.shape.n_kv_heads;

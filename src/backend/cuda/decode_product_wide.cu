@@ -27,7 +27,7 @@ constexpr int kPair = 2;  // pieces of 32 columns: a stage of x
 constexpr int kFillerRegisters = 24;
 constexpr int kSharedLimit = 227 * 1024;
 
-// kPairs: of a run.
+// kPairs: of a run, 3 where 1,536 columns are cut into eight runs (E2B), 5 where 2,560 are (E4B).
 template <TileFormat kFormat, int kColumns_, int kRunGroups_, int kTileGroups_, int kPairs_>
 struct Wide {
   static constexpr int kColumns = kColumns_;
@@ -47,20 +47,17 @@ struct Wide {
   static constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;
   static constexpr int kSumBytes = kSumsStay ? 0 : kTileGroups * kGroupThreads * kSums * 4;
   static constexpr int kStageBytes = kPair * 64 * kColumns;
-  // A run passes through the stages of x a whole number of times, so that each of its pairs has its stage for
-  // good; and rings of 8 KB a warp where that leaves x as many stages as rings of 4 would.
-  static constexpr int stages_beside(int ring) {
-    const int fit = (kSharedLimit - kWarps * ring - kSumBytes - 256) / (kRunGroups * kStageBytes);
-    return fit >= kPairs ? kPairs : kPairs % 2 == 0 && fit >= kPairs / 2 ? kPairs / 2 : 0;
+  static constexpr int kStages = kPairs;  // each pair of a run has its stage
+  static constexpr int kXBytes = kRunGroups * kStages * kStageBytes;
+  static constexpr int shared_beside(int ring) {
+    return kWarps * ring + kXBytes + kSumBytes + 2 * kRunGroups * kStages * 8;
   }
-  static constexpr int kWarpRing = stages_beside(8192) == stages_beside(4096) ? 8192 : 4096;
+  static constexpr int kWarpRing = shared_beside(8192) <= kSharedLimit ? 8192 : 4096;
   static constexpr int kPairBytes = kPair * kPieceBytes;
   static constexpr int kRingBytes = kWarps * kWarpRing;
-  static constexpr int kStages = stages_beside(kWarpRing);
-  static constexpr int kXBytes = kRunGroups * kStages * kStageBytes;
-  static constexpr int kSharedBytes = kRingBytes + kXBytes + kSumBytes + 2 * kRunGroups * kStages * 8;
-  static_assert(kStages >= 3 && kSharedBytes <= kSharedLimit);
   static constexpr int kRingPairs = kWarpRing / kPairBytes;
+  static constexpr int kSharedBytes = shared_beside(kWarpRing);
+  static_assert(kSharedBytes <= kSharedLimit);
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -249,10 +246,10 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
   const uint32_t my_full = full + 8 * run_group * K::kStages, my_empty = empty + 8 * run_group * K::kStages;
   // Predicated, not branched around: a branch between wgmmas in flight is taken for a reason to run them one
   // at a time.
-  const auto release_stage = [&](int at) {
+  const auto release_stage = [&](int pair) {
     asm volatile(
         "{\n.reg .pred p;\nsetp.eq.b32 p, %1, 0;\n@p mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(
-            my_empty + 8 * at),
+            my_empty + 8 * pair),
         "r"(lane)
         : "memory");
   };
@@ -261,21 +258,20 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
   const auto multiply_run = [&] {
 #pragma unroll
     for (int pair = 0; pair < K::kPairs; ++pair) {
-      const int stage = pair % K::kStages;
-      const uint32_t x = my_stages + stage * K::kStageBytes;
-      barrier_wait(my_full + 8 * stage, parity ^ (pair / K::kStages & 1));
+      const uint32_t x = my_stages + pair * K::kStageBytes;
+      barrier_wait(my_full + 8 * pair, parity);
       multiply(even, x, pair > 0);
       wgmma_wait<1>();
-      if (pair > 0) release_stage((pair - 1) % K::kStages);
+      if (pair > 0) release_stage(pair - 1);
       convert(raw[1], odd);
       multiply(odd, x + 4 * column_bytes, true);
       fetch_pair((pair + 1) % K::kPairs);
       wgmma_wait<1>();
       convert(raw[0], even);
     }
-    parity ^= K::kPairs / K::kStages & 1;
+    parity ^= 1;
     wgmma_wait<0>();
-    release_stage((K::kPairs - 1) % K::kStages);
+    release_stage(K::kPairs - 1);
   };
 
   float stay[K::kSumsStay ? K::kSums : 1];
@@ -319,7 +315,7 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
   }
 #else
   // nvcc warns of what no code names.
-  static_cast<void>(K::kRegisters + K::kPieceBytes + K::kPairBytes + K::kRingPairs);
+  static_cast<void>(K::kRegisters + K::kPieceBytes + K::kRingBytes + K::kPairBytes + K::kRingPairs);
 #endif
 }
 
@@ -340,6 +336,7 @@ cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
   return launch_kernel<ProductArgs, int>(kernel, shape, stream, a, n_iterations);
 }
 
+// Of a run; the kernel exists for 3 and 5.
 int pairs_of_run(int k32, int splits) {
   return k32 / splits / kRuns / kPair;
 }
@@ -351,8 +348,6 @@ cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
       return launch_as<kFormat, kColumns, kRunGroups, kTileGroups, 3>(a, overlap, stream);
     case 5:
       return launch_as<kFormat, kColumns, kRunGroups, kTileGroups, 5>(a, overlap, stream);
-    case 6:
-      return launch_as<kFormat, kColumns, kRunGroups, kTileGroups, 6>(a, overlap, stream);
     default:
       return cudaErrorInvalidValue;
   }
@@ -389,7 +384,7 @@ bool takes_wide_rows(const TiledWeight& w, int rows) {
   const int row_tiles = w.n / 16 * splits, wanted = (rows > 32 ? 4 : rows > 16 ? 8 : 32) * sms;
   const int pairs = pairs_of_run(pieces, splits);
   return product_device().wgmma && rows > 8 && rows <= kMaxDecodeRows && row_tiles > wanted &&
-         pieces % (splits * kRuns * kPair) == 0 && (pairs == 3 || pairs == 5 || pairs == 6);
+         pieces % (splits * kRuns * kPair) == 0 && (pairs == 3 || pairs == 5);
 }
 
 cudaError_t launch_wide_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {
