@@ -20,6 +20,7 @@
 #include "backend/cuda/attention_device.h"
 #include "backend/cuda/cluster.h"
 #include "backend/cuda/decode_product.h"
+#include "backend/cuda/dependent_launch.h"
 
 namespace jewel::cuda {
 namespace {
@@ -512,7 +513,7 @@ __global__ void __launch_bounds__(kThreads, min_blocks<DIM, F>())
     if (end == position + 1) newest_row = place.row(position, table[position >> 4]);
   }
 
-  wait_for_previous_kernels();
+  wait_for_last_kernel();
   if (n_tiles > 0) {
     prepare_rows<DIM, F>(p, shared, row, kv_head, position, newest_row, place.v_offset, warp, lane, rotation);
   }

@@ -1,6 +1,5 @@
 // Device code that the attention kernels share: E4M3 to BF16, splitting float32 into two BF16, the
-// tensor-core product, norms and rotations of one head held by a warp, programmatic launch. Include from .cu
-// files only.
+// tensor-core product, norms and rotations of one head held by a warp. Include from .cu files only.
 //
 // A head of DIM values in a warp: lane l holds, for j < DIM / 256, the four values from 4 l + 128 j and the
 // four from DIM / 2 on from there: both partners of its rotated pairs, in 16-byte loads.
@@ -16,19 +15,6 @@ namespace jewel::cuda::device {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr float kLog2E = 1.4426950408889634f;
-
-// --- programmatic dependent launch: nothing below sm_90 ---
-
-__device__ __forceinline__ void release_next_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_previous_kernels() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // --- numbers ---
 

@@ -1,20 +1,17 @@
 // Device code that the decode kernels share: copies into shared memory, E4M3 to BF16, the tensor-core
-// product, programmatic launch, and the residual update with its norms. Included by .cu files alone.
+// product, and the residual update with its norms. Included by .cu files alone.
 #pragma once
 
 #include <cuda_bf16.h>
 
 #include "backend/cuda/decode_product.h"
-#include "backend/cuda/gelu.h"
+#include "backend/cuda/dependent_launch.h"
+#include "backend/cuda/device_values.h"
 
 namespace jewel::cuda {
 
 constexpr int kProductWarps = 8;
 constexpr int kProductThreads = 32 * kProductWarps;
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 // 16 bytes, past L1: weights are read once.
 __device__ __forceinline__ void copy_async_16(uint32_t to, const void* from) {
@@ -32,19 +29,9 @@ __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Lets the next kernel of the stream start: the first thing that most kernels of the chain do. The next one
-// may use what no kernel of the step writes, and waits before the rest; of every kernel some block waits
-// before it ends, so that the end of a kernel is the end of all ahead of it.
-__device__ __forceinline__ void release_next_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ __forceinline__ void wait_for_last_kernel() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
+// release_next_kernel() is the first thing that most kernels of the chain do. The next one may use what no
+// kernel of the step writes, and waits before the rest; of every kernel some block waits before it ends, so
+// that the end of a kernel is the end of all ahead of it.
 
 // One bulk copy into shared memory by one thread of a block, which all threads can wait for (sm_90).
 __device__ __forceinline__ void start_barrier([[maybe_unused]] uint32_t barrier) {
@@ -80,11 +67,6 @@ __device__ __forceinline__ void wait_for_bulk([[maybe_unused]] uint32_t barrier)
         : "memory");
   }
 #endif
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return reinterpret_cast<const uint32_t&>(pair);
 }
 
 // Four E4M3 bytes, k0..k3, to BF16 pairs (k0, k2) and (k1, k3), exactly. A byte's exponent and mantissa land

@@ -28,7 +28,7 @@
 
 #include <cuda_bf16.h>
 
-#include "backend/cuda/prefill_launch.h"
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/prefill_product_task.h"
 #include "backend/cuda/prefill_ptx.h"
 #include "backend/cuda/prefill_values.h"

@@ -1,6 +1,6 @@
 #include "backend/cuda/prefill_rows.h"
 
-#include "backend/cuda/prefill_launch.h"
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/row_store.h"
 
 namespace jewel::cuda {

@@ -1,4 +1,4 @@
-// Small conversions that the prefill kernels share: E4M3 to BF16, packing, the order of a product's
+// Small conversions that the prefill kernels share: E4M3 to BF16, the order of a product's
 // input.
 #pragma once
 
@@ -6,13 +6,9 @@
 
 #include <cstdint>
 
-#include "backend/cuda/gelu.h"
+#include "backend/cuda/device_values.h"
 
 namespace jewel::cuda {
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
 
 __device__ __forceinline__ uint4 load_shared(uint32_t address) {
   uint4 v;
@@ -25,11 +21,6 @@ __device__ __forceinline__ uint4 load_shared(uint32_t address) {
 
 __device__ __forceinline__ void store_shared(uint32_t address, float value) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
 }
 
 // Four E4M3 to two pairs of BF16 (bytes 0, 1 and bytes 2, 3), exact: exponent and mantissa move to the low

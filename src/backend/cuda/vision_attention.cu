@@ -6,7 +6,7 @@
 
 #include <climits>
 
-#include "backend/cuda/prefill_launch.h"
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/prefill_mma.h"
 #include "backend/cuda/prefill_values.h"
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cuda/prefill_launch.h"
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/prefill_rows.h"
 #include "backend/cuda/row_store.h"
 #include "backend/cuda/vision_attention.h"

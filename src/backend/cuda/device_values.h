@@ -1,7 +1,20 @@
-// GELU (tanh) on the device, one function for all kernels. Included by .cu files alone.
+// Small functions that all kernels share. Included by .cu files alone.
 #pragma once
 
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
 namespace jewel::cuda {
+
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
 
 // x / (1 + 2^(-2 log2(e) u)) = 0.5 x (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3): eight instructions,
 // within a few units of FP32's last place. Written out, as all arithmetic that several kernels must do alike.

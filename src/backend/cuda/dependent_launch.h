@@ -1,7 +1,7 @@
-// How the prefill kernels follow each other: on sm_90 a kernel is launched while the one before it still runs
+// How kernels follow each other: on sm_90 a kernel is launched while the one before it still runs
 // (programmatic dependent launch), sets itself up, and waits. Every kernel launched by launch_dependent()
 // calls wait_for_previous() in each thread before it touches memory that another kernel reads or writes; then
-// the order is that of plain launches.
+// the order is that of plain launches. Kernels of the decode chain do the two halves of it by themselves.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -12,12 +12,21 @@ namespace jewel::cuda {
 
 #ifdef __CUDACC__
 
-// Returns when the kernels before are complete, and lets the next one be launched as this one's blocks make
-// room.
-__device__ __forceinline__ void wait_for_previous() {
+// Lets the next kernel of the stream start as this one's blocks make room.
+__device__ __forceinline__ void release_next_kernel() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+// Returns when the kernels before are complete.
+__device__ __forceinline__ void wait_for_last_kernel() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void wait_for_previous() {
+  release_next_kernel();
+  wait_for_last_kernel();
 }
 
 inline bool has_dependent_launch() {
