@@ -95,8 +95,8 @@ __device__ __forceinline__ void fill_stages(const ProductArgs& a, int split, uin
   }
 }
 
-// The finished sums of a lane, sum(0) …: of W's rows g and g + 8, for the step's rows 2 t, 2 t + 1, 8 + 2 t,
-// …
+// The finished sums of a lane, sum(0) and on: of W's rows g and g + 8, for the step's rows 2 t, 2 t + 1,
+// 8 + 2 t and so on.
 template <class K, class Sum>
 __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int row_tile, int lane,
                                             const Sum& sum) {
@@ -156,7 +156,7 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
       barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, 4 * K::kTileGroups);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barrier_init_fence();
   }
   const int split = static_cast<int>(blockIdx.x) / a.block_rows;
 

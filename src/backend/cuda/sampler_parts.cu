@@ -1,10 +1,9 @@
 // Sampling by many blocks: kParts blocks a row, each with its part of the ids; the last to finish decides.
 //
 //   part    logits in registers; where there are penalties, biases or masks, by way of shared memory. Then
-//   the
-//           part's best (greedy), or its candidates: all keys that reach the k-th largest of the 256 threads'
-//           maxima. At least k of the part reach it, so what does not cannot be among the row's k best; of
-//           random rows about 75 do for k = 64
+//           the best of them (greedy), or candidates: all keys that reach the k-th largest of the 256
+//           threads' maxima. At least k of the part reach it, so what does not cannot be among the row's k
+//           best; of random rows about 75 do for k = 64
 //   row     the same step over the parts' candidates, then exact: ranks by counting, top_p and min_p by
 //           integer sums (order does not matter), the pick in the order of ids
 //
