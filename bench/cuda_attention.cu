@@ -53,11 +53,14 @@ int main(int argc, char** argv) {
     const double rate = read_rate();
     for (int runs : {1, 2, 4, 8}) {
       std::printf("%d runs a block\n", runs);
-      for (int batch : {4, 8, 16, 32, 64, 100}) {
-        bench_decode(kModels[0].shape, KvFormat::kF8E4M3, AttentionDesign::kSm90, batch, 1024, rate, runs);
-        bench_decode(kModels[1].shape, KvFormat::kF8E4M3, AttentionDesign::kSm90, batch, 512, rate, runs);
-        if (batch == 8 || batch == 32)
-          bench_decode(kModels[1].shape, KvFormat::kF8E4M3, AttentionDesign::kSm90, batch, 3500, rate, runs);
+      const auto bench = [&, runs = runs](int model, int batch, int context) {
+        bench_decode(kModels[model].shape, KvFormat::kF8E4M3, AttentionDesign::kSm90, batch, context, rate,
+                     runs);
+      };
+      for (int batch : {1, 4, 8, 16, 24, 32, 64, 100}) {
+        bench(0, batch, 1024);
+        bench(1, batch, 512);
+        if (batch == 8 || batch == 32) bench(1, batch, 3500);
       }
     }
   }

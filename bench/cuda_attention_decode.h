@@ -169,9 +169,10 @@ bool same(const Bits& a, const Bits& b, size_t a_from, size_t b_from, size_t n) 
 
 void check_decode(const ModelCase& model, KvFormat format, AttentionDesign design) {
   const std::string what = std::string("decode ") + model.name + " " + name(format) + " " + name(design);
-  const std::vector<int> contexts =
-      small ? std::vector<int>{1, 17, 513, 1100}
-            : std::vector<int>{1, 15, 16, 17, 130, 511, 512, 513, 1025, 3500, 4097, 16384, 131072};
+  const std::vector<int> contexts = small
+                                        ? std::vector<int>{1, 17, 513, 700, 1100}
+                                        : std::vector<int>{1,   15,   16,   17,   130,  511,  512,   513,
+                                                           600, 1000, 1024, 1025, 3500, 4097, 16384, 131072};
   DecodeCase c(model.shape, format, contexts, 7);
   const size_t width = static_cast<size_t>(model.shape.n_heads * model.shape.head_dim);
   const int n = static_cast<int>(contexts.size());

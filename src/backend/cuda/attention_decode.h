@@ -32,8 +32,8 @@ struct DecodeAttention {
   // No row stands at a position >= max_context. Sizes the grid, changes no result; a captured graph gives the
   // bound it was captured for.
   int max_context = 0;
-  // How many of a piece's eight runs of keys a block takes in turn: 1, 2, 4 or 8; 0 = by the number of rows.
-  // Changes no result.
+  // How many of a piece's eight runs of keys a block takes: 1, 2, 4 or 8, at least 2 at head_dim 256, where
+  // it works on two at once; 0 = by the number of rows. Changes no result.
   int runs_a_block = 0;
   void* out = nullptr;                  // BF16 [rows, n_heads * head_dim]
   XOrder out_order = XOrder::kNatural;  // of out (decode_product.h)

@@ -159,6 +159,16 @@ struct HeadRotation {
       }
     }
   }
+  // Those of the first DIM / 2 pairs, computed already.
+  __device__ __forceinline__ void set(const float* cosines, const float* sines, int lane) {
+#pragma unroll
+    for (int j = 0; j < kParts; ++j) {
+      const float4 c = *reinterpret_cast<const float4*>(cosines + 4 * lane + 128 * j);
+      const float4 s = *reinterpret_cast<const float4*>(sines + 4 * lane + 128 * j);
+      cosine[j][0] = c.x, cosine[j][1] = c.y, cosine[j][2] = c.z, cosine[j][3] = c.w;
+      sine[j][0] = s.x, sine[j][1] = s.y, sine[j][2] = s.z, sine[j][3] = s.w;
+    }
+  }
 };
 
 // --- one head in a warp ---

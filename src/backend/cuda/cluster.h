@@ -11,6 +11,14 @@ __device__ __forceinline__ void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 #endif
 }
+// Releases what the block wrote to its own shared memory, and no more: whoever waits finds it there. Without
+// the wait for stores to global memory that cluster_arrive() is.
+__device__ __forceinline__ void cluster_arrive_shared() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.release.sync_restrict::shared::cta.cluster;\nbarrier.cluster.arrive.relaxed.aligned;" ::
+                   : "memory");
+#endif
+}
 // Orders nothing: for beginning and leaving.
 __device__ __forceinline__ void cluster_arrive_relaxed() {
 #if __CUDA_ARCH__ >= 900
