@@ -177,7 +177,8 @@ const Device& product_device() {
 }
 
 XOrder x_order_of(const TiledWeight& w, int rows, bool portable) {
-  return !portable && takes_wide_rows(w, rows) ? XOrder::kWide : XOrder::kSlots;
+  return !portable && (takes_wide_rows(w, rows) || takes_spread_rows(w, rows)) ? XOrder::kWide
+                                                                               : XOrder::kSlots;
 }
 
 cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, XOrder x_order,
@@ -218,8 +219,9 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
     args.x = static_cast<const uint8_t*>(p.x_scratch);
   }
   if (args.x_order == XOrder::kWide) {
-    return takes_wide_rows(p.w, p.rows) ? launch_wide_rows(args, p.w.format, overlap, stream)
-                                        : cudaErrorInvalidValue;
+    return takes_wide_rows(p.w, p.rows)     ? launch_wide_rows(args, p.w.format, overlap, stream)
+           : takes_spread_rows(p.w, p.rows) ? launch_spread_rows(args, overlap, stream)
+                                            : cudaErrorInvalidValue;
   }
   return dispatch(args, p.w.format, overlap, stream);
 }

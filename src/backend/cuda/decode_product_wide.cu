@@ -61,12 +61,6 @@ struct Wide {
 };
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-// No swizzle: 8 rows x 16 bytes stand together; 8 more rows 128 bytes on, 8 more columns `next_columns` on.
-__device__ __forceinline__ uint64_t plain_descriptor(uint32_t address, uint32_t next_columns) {
-  const uint32_t low = (address >> 4) + (next_columns >> 4 << 16);
-  return low | uint64_t{128 >> 4} << 32;
-}
-
 // One thread brings x, stage after stage.
 template <class K>
 __device__ __forceinline__ void fill_stages(const ProductArgs& a, int split, uint32_t stages, uint32_t full,

@@ -142,6 +142,13 @@ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t address) {
          (uint64_t{1} << 62);
 }
 
+// The same without swizzle: 8 rows x 16 bytes stand together; 8 more rows 128 bytes on, 8 more columns
+// `next_columns` on.
+__device__ __forceinline__ uint64_t plain_descriptor(uint32_t address, uint32_t next_columns) {
+  const uint32_t low = (address >> 4) + (next_columns >> 4 << 16);
+  return low | uint64_t{128 >> 4} << 32;
+}
+
 // d[n / 2] = (keep ? d : 0) + A B, A 64 x 16 BF16 or 64 x 32 E4M3 in four registers a lane, B n columns of
 // it.
 template <int kColumns, bool kFp8>
