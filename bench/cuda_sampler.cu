@@ -1,6 +1,9 @@
 // Tests and times of sampling on the device, stand-alone: rows with all kinds of parameters against a plain
 // float64 version of the rules, the fast way against the general one (the same token always), alone against
 // in a batch; then times over buffers beyond L2. Exit status 1 when a check fails.
+//
+//   cuda_sampler                  all
+//   cuda_sampler profile ROWS     one batch of sampled rows, for a profiler
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -11,6 +14,7 @@
 #include <limits>
 #include <numeric>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "backend/cuda/sampler.h"
@@ -368,8 +372,12 @@ void bench(int vocab, int batch, bool greedy, bool with_workspace) {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 4096);
+  if (argc == 3 && std::string_view(argv[1]) == "profile") {
+    bench(262144, std::atoi(argv[2]), false, true);
+    return 0;
+  }
   check(262144);
   check(5003);
   for (bool greedy : {true, false}) {

@@ -92,8 +92,8 @@ class Cuda final : public CudaBackend {
     JEWEL_ASSIGN(logits_, DeviceBuffer::make(logits_bytes_, "logits"));
     JEWEL_ASSIGN(sample_workspace_, DeviceBuffer::make(sample_workspace(tail_rows_), "sampling"));
     JEWEL_CUDA_TRY(cudaMemset(sample_workspace_.data(), 0, sample_workspace_.bytes()), "sampling");
-    JEWEL_ASSIGN(decode_ids_, DeviceBuffer::make(
-                                  sizeof(int32_t) * (static_cast<size_t>(options_.max_slots) + 128), "ids"));
+    JEWEL_ASSIGN(rows_memory_, DeviceBuffer::make(StepRows(sizes_, nullptr).bytes, "decoding rows"));
+    rows_.emplace(sizes_, rows_memory_.data());
     JEWEL_ASSIGN(sampling_, SlotSamplings::make(options_.max_slots, text.vocab_size));
     if (weights_->vision) {
       JEWEL_ASSIGN(features_, Features::make(config_, *weights_->vision, options_.portable, options_.graphs));
@@ -277,9 +277,7 @@ class Cuda final : public CudaBackend {
     host.chunk_rows[plan.n_chunks] = plan.n_rows;
     const int n_padded = plan.n_decode > 0 ? padded_rows(plan.n_decode) : 0;
     for (int r = plan.n_decode; r < n_padded; ++r) {
-      host.decode_given[r] = 0;
-      host.decode_positions[r] = host.decode_sampled_at[r] = -1;
-      host.decode_slots[r] = 0;
+      host.decode[r] = {};
     }
 
     const cudaStream_t stream = stream_.get();
@@ -287,7 +285,7 @@ class Cuda final : public CudaBackend {
       return cudaMemcpyAsync(inputs_memory_.data() + begin, ring.inputs.data() + begin, end - begin,
                              cudaMemcpyHostToDevice, stream);
     };
-    JEWEL_CUDA_TRY(copy(0, plan.n_rows > 0 ? host.prompt_bytes : host.decode_bytes), "sending a step");
+    if (plan.n_rows > 0) JEWEL_CUDA_TRY(copy(host.prompt_begin, host.prompt_end), "sending prompts");
     if (plan.n_masks > 0) {
       const size_t begin = reinterpret_cast<std::byte*>(host.masks) - ring.inputs.data();
       JEWEL_CUDA_TRY(
@@ -303,7 +301,7 @@ class Cuda final : public CudaBackend {
       JEWEL_CUDA_TRY(launch_page_updates(pools_->tables(), inputs_->updates, static_cast<int>(n), stream),
                      "page tables");
     }
-    if (plan.n_decode > 0) JEWEL_TRY(enqueue_decode(plan));
+    if (plan.n_decode > 0) JEWEL_TRY(enqueue_decode(plan, host, ring));
     // Behind the rows that decode, which need not wait for images.
     if (features_) features_->start();
     if (!plan.features.empty()) JEWEL_TRY(features_->await(plan.features, stream));
@@ -357,12 +355,12 @@ class Cuda final : public CudaBackend {
       JEWEL_CHECK(chunk.n_tokens() == 1 && chunk.soft_tokens.empty() && chunk.n_prompt_logprobs < 0,
                   "a decode chunk of slot {} has one token and nothing else", chunk.slot);
       const int row = plan.n_decode++;
-      host.decode_given[row] = chunk.tokens.empty() ? -1 : chunk.tokens[0];
-      host.decode_positions[row] = chunk.position;
-      host.decode_slots[row] = chunk.slot;
-      host.decode_sampled_at[row] = chunk.sample ? chunk.position : -1;
-      host.decode_allowed[row] = place_mask(chunk, host, plan);
-      host.decode_n_top[row] = chunk.sample ? n_logprobs : -1;
+      host.decode[row] = {.given = chunk.tokens.empty() ? -1 : chunk.tokens[0],
+                          .position = chunk.position,
+                          .slot = chunk.slot,
+                          .sampled_at = chunk.sample ? chunk.position : -1,
+                          .allowed = place_mask(chunk, host, plan),
+                          .n_top = chunk.sample ? n_logprobs : -1};
       plan.decode_logprobs |= chunk.sample && n_logprobs >= 0;
       plan.decode_context = std::max(plan.decode_context, chunk.position + 1);
       return;
@@ -417,48 +415,62 @@ class Cuda final : public CudaBackend {
     }
   }
 
-  Result<void> enqueue_decode(const Plan& plan) {
+  // Tokens go straight to the host's block; with log-probabilities sampling stands apart.
+  Result<void> enqueue_decode(const Plan& plan, const StepInputs& host, const Ring& ring) {
+    const bool samples = !plan.decode_logprobs;
+    const StepOutputs results(sizes_, ring.outputs.data());
     for (int first = 0; first < plan.n_decode; first += tail_rows_) {
       const int n = std::min(tail_rows_, plan.n_decode - first);
-      const int bucket = rows_bucket(n), context = context_bucket(plan.decode_context);
-      if (stages_.on()) {
-        JEWEL_TRY(decode_rows(first, n, context));
-      } else if (options_.graphs) {
-        Graph& graph = graphs_[{first, bucket, context}];
-        if (!graph.get()) JEWEL_TRY(capture(first, bucket, context, graph));
-        JEWEL_CUDA_TRY(cudaGraphLaunch(graph.get(), stream_.get()), "a decode step");
+      const int rows = stages_.on() ? n : rows_bucket(n), context = context_bucket(plan.decode_context);
+      const DecodeRows decode = rows_->decode.from(first);
+      JEWEL_TRY(tail_->begin({.rows = host.decode + first,
+                              .n = rows,
+                              .to = decode,
+                              .last_tokens = sampling_->last_tokens(),
+                              .also_ids = results.decode_ids + first,
+                              .also_ids_at = rows_->also_ids},
+                             stream_.get()));
+      if (options_.graphs && !stages_.on()) {
+        Graph& graph = graphs_[{first, rows, context, samples ? 1 : 0}];
+        if (graph.get()) {
+          JEWEL_CUDA_TRY(cudaGraphLaunch(graph.get(), stream_.get()), "a decode step");
+        } else {  // this step goes without
+          JEWEL_TRY(decode_rows(first, rows, context, samples));
+          JEWEL_TRY(graph.capture(stream_.get(), "a decode step's graph",
+                                  [&] { return decode_rows(first, rows, context, samples); }));
+        }
       } else {
-        JEWEL_TRY(decode_rows(first, bucket, context));
+        JEWEL_TRY(decode_rows(first, rows, context, samples));
       }
+      if (samples) continue;
       JEWEL_TRY(sample({.n = n,
-                        .slots = inputs_->decode_slots + first,
-                        .sampled_at = inputs_->decode_sampled_at + first,
-                        .allowed = inputs_->decode_allowed + first,
-                        .n_top = plan.decode_logprobs ? inputs_->decode_n_top + first : nullptr,
+                        .slots = decode.slots,
+                        .sampled_at = decode.sampled_at,
+                        .allowed = decode.allowed,
+                        .n_top = decode.n_top,
                         .ids = outputs_->decode_ids + first,
                         .logprobs = outputs_->decode_logprobs + first}));
     }
     return {};
   }
 
-  Result<void> decode_rows(int first, int n, int context) {
-    auto* ids = decode_ids_.as<int32_t>() + first;
-    JEWEL_CUDA_TRY(launch_decode_ids(inputs_->decode_given + first, inputs_->decode_slots + first,
-                                     sampling_->last_tokens(), n, ids, stream_.get()),
-                   "ids of decoding rows");
-    return tail_->enqueue({.n = n,
-                           .ids = ids,
-                           .positions = inputs_->decode_positions + first,
-                           .slots = inputs_->decode_slots + first,
-                           .max_context = context,
-                           .logits = logits_.as<float>()},
-                          stream_.get());
-  }
-
-  Result<void> capture(int first, int n, int context, Graph& out) {
-    JEWEL_TRY(decode_rows(first, n, context));
-    return out.capture(stream_.get(), "a decode step's graph",
-                       [&] { return decode_rows(first, n, context); });
+  Result<void> decode_rows(int first, int n, int context, bool samples) {
+    const DecodeRows rows = rows_->decode.from(first);
+    JEWEL_TRY(tail_->enqueue({.n = n,
+                              .ids = rows.ids,
+                              .positions = rows.positions,
+                              .slots = rows.slots,
+                              .max_context = context,
+                              .logits = logits_.as<float>()},
+                             stream_.get()));
+    if (!samples) return {};
+    return sample({.n = n,
+                   .slots = rows.slots,
+                   .sampled_at = rows.sampled_at,
+                   .allowed = rows.allowed,
+                   .ids = outputs_->decode_ids + first,
+                   .also_ids = rows_->also_ids,
+                   .overlap = true});
   }
 
   Result<void> enqueue_prompts(const Plan& plan) {
@@ -514,6 +526,8 @@ class Cuda final : public CudaBackend {
     const int32_t* n_top = nullptr;  // null: no row wants log-probabilities
     int32_t* ids = nullptr;
     RowLogprobs* logprobs = nullptr;
+    int32_t* const* also_ids = nullptr;
+    bool overlap = false;
   };
 
   Result<void> sample(const SampleCall& call) {
@@ -536,6 +550,8 @@ class Cuda final : public CudaBackend {
                                        .allowed = call.allowed,
                                        .ids = call.ids,
                                        .last_tokens = sampling_->last_tokens(),
+                                       .also_ids = call.also_ids,
+                                       .overlap = call.overlap,
                                        .workspace = sample_workspace_.data(),
                                        .workspace_rows = tail_rows_},
                                       stream_.get()),
@@ -562,7 +578,7 @@ class Cuda final : public CudaBackend {
                                           cudaMemcpyDeviceToHost, stream_.get());
     };
     const auto n_decode = static_cast<size_t>(plan.n_decode), n_asked = static_cast<size_t>(plan.n_asked);
-    JEWEL_CUDA_TRY(read(outputs_->decode_ids, n_decode), "reading tokens");
+    JEWEL_CUDA_TRY(read(outputs_->decode_ids, plan.decode_logprobs ? n_decode : 0), "reading tokens");
     JEWEL_CUDA_TRY(read(outputs_->asked_ids, n_asked), "reading tokens");
     step.with_logprobs = plan.decode_logprobs || plan.asked_logprobs || plan.prompt_logprobs;
     JEWEL_CUDA_TRY(read(outputs_->decode_logprobs, plan.decode_logprobs ? n_decode : 0),
@@ -588,15 +604,16 @@ class Cuda final : public CudaBackend {
   std::unique_ptr<TailPass> tail_;
   BackendInfo info_;
   StepSizes sizes_;
-  DeviceBuffer inputs_memory_, outputs_memory_, logits_, kept_logits_, decode_ids_, sample_workspace_;
+  DeviceBuffer inputs_memory_, rows_memory_, outputs_memory_, logits_, kept_logits_, sample_workspace_;
   size_t logits_bytes_ = 0;
   int tail_rows_ = 0;
-  std::optional<StepInputs> inputs_;    // on the device
+  std::optional<StepInputs> inputs_;  // on the device
+  std::optional<StepRows> rows_;
   std::optional<StepOutputs> outputs_;  // on the device
   std::array<Ring, kStepsInFlight> rings_;
   int next_ring_ = 0;
   std::deque<InFlight> in_flight_;
-  std::map<std::array<int, 3>, Graph> graphs_;  // by first row, rows, context
+  std::map<std::array<int, 4>, Graph> graphs_;  // by first row, rows, context, whether it samples
   std::vector<bool> slot_live_;
 };
 

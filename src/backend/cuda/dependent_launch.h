@@ -40,8 +40,8 @@ inline bool has_dependent_launch() {
 }
 
 template <class... Parameters, class... Arguments>
-cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,
-                             cudaStream_t stream, Arguments&&... arguments) {
+cudaError_t launch_dependent_if(bool dependent, void (*kernel)(Parameters...), dim3 grid, int threads,
+                                int shared_bytes, cudaStream_t stream, Arguments&&... arguments) {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attribute.val.programmaticStreamSerializationAllowed = 1;
@@ -51,8 +51,15 @@ cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, int threa
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = has_dependent_launch() ? 1 : 0;
+  config.numAttrs = dependent && has_dependent_launch() ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch_dependent(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes,
+                             cudaStream_t stream, Arguments&&... arguments) {
+  return launch_dependent_if(true, kernel, grid, threads, shared_bytes, stream,
+                             std::forward<Arguments>(arguments)...);
 }
 
 #endif

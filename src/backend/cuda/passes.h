@@ -14,6 +14,7 @@
 #include "backend/cuda/device_weights.h"
 #include "backend/cuda/kv_pools.h"
 #include "backend/cuda/stage_view.h"
+#include "backend/cuda/step_ops.h"
 
 namespace jewel::cuda {
 
@@ -59,7 +60,7 @@ struct TailRows {
   const int32_t* positions = nullptr;  // negative: a row of padding
   const int32_t* slots = nullptr;
   int max_context = 0;  // no row stands at or beyond it
-  // Asked rows: [n, hidden]; null: rows begin with their embedding, at layer 0.
+  // Asked rows: [n, hidden]; null: rows begin with the embeddings that begin() left, at layer 0.
   const float* embeddings = nullptr;
   const float* residuals = nullptr;
   float* logits = nullptr;  // [n, vocab]
@@ -70,10 +71,13 @@ class TailPass {
   static Result<std::unique_ptr<TailPass>> make(const PassContext& context, int max_rows);
   virtual ~TailPass() = default;
 
+  // Fills in the embeddings' part of `begin`. The next enqueue() is for its n rows.
+  virtual Result<void> begin(BeginRows begin, cudaStream_t stream) = 0;
   virtual Result<void> enqueue(const TailRows& rows, cudaStream_t stream) = 0;
 };
 
 // Shared by both: embeddings and per-layer inputs.
+float embedding_scale(const TextConfig& text);
 struct EmbedCall {
   const PassContext& context;
   const int32_t* ids = nullptr;

@@ -263,12 +263,16 @@ Result<std::unique_ptr<PromptPass>> PromptPass::make(const PassContext& context,
   return std::unique_ptr<PromptPass>(std::move(pass));
 }
 
+float embedding_scale(const TextConfig& text) {
+  return rounded_to_bf16(std::sqrt(static_cast<float>(text.hidden_size)));
+}
+
 cudaError_t enqueue_embed(const EmbedCall& call, cudaStream_t stream) {
   const TextConfig& text = call.context.config.text;
   EmbedRows embed{.ids = call.ids,
                   .soft_rows = call.soft_rows,
                   .table = call.context.weights.embed_tokens,
-                  .scale = rounded_to_bf16(std::sqrt(static_cast<float>(text.hidden_size))),
+                  .scale = embedding_scale(text),
                   .rows = call.n,
                   .hidden = text.hidden_size,
                   .h = call.h};

@@ -141,6 +141,7 @@ __global__ void __launch_bounds__(kThreads) sample_rows(SampleRows s) {
   __shared__ Histogram histogram;
   __shared__ int picked;
   extern __shared__ unsigned long long copies[];
+  wait_for_previous();
   const int row = static_cast<int>(blockIdx.x), slot = s.slots[row];
   if (s.positions[row] < 0) return;
   if (s.workspace != nullptr && !asks_general_way(s, row)) return;
@@ -239,13 +240,7 @@ __global__ void __launch_bounds__(kThreads) sample_rows(SampleRows s) {
     __syncthreads();
     id = picked;
   }
-  if (threadIdx.x == 0) {
-    s.ids[row] = id;
-    if (id >= 0) {
-      s.last_tokens[slot] = id;
-      if (p.seen) p.seen[id] += 1;
-    }
-  }
+  if (threadIdx.x == 0) put_token(s, p, row, slot, id);
 }
 
 __global__ void note_seen(uint32_t* seen, int vocab, const int32_t* ids, int n, bool output) {
@@ -313,8 +308,8 @@ cudaError_t launch_sample_rows(const SampleRows& sample, cudaStream_t stream) {
   const cudaError_t raised = cudaFuncSetAttribute(sample_rows, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                   static_cast<int>(kHistogramBytes));
   if (raised != cudaSuccess) return raised;
-  sample_rows<<<static_cast<unsigned>(rows.n), kThreads, kHistogramBytes, stream>>>(rows);
-  return cudaGetLastError();
+  return launch_dependent_if(sample.overlap, sample_rows, dim3(static_cast<unsigned>(rows.n)), kThreads,
+                             static_cast<int>(kHistogramBytes), stream, rows);
 }
 
 cudaError_t launch_note_seen(uint32_t* seen, int vocab, const int32_t* ids, int n, bool output,

@@ -52,6 +52,10 @@ struct SampleRows {
   const uint32_t* const* allowed = nullptr;  // [n], null: everything; a bit per id
   int32_t* ids = nullptr;                    // [n]; -1 where no token survives
   int32_t* last_tokens = nullptr;            // [slots]
+  // Null, or where the device finds the address of a second place for the ids, [n]: the host's memory.
+  int32_t* const* also_ids = nullptr;
+  // Launched by programmatic dependent launch, behind the kernel that makes the logits.
+  bool overlap = false;
   // sample_workspace() bytes, zeroed once, then left as it should be found. Null: one block a row, slowly.
   void* workspace = nullptr;
   int workspace_rows = 0;  // what it was sized for

@@ -1,6 +1,7 @@
 // What the two ways of sampling share. Both must choose the same token for the same row.
 #pragma once
 
+#include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/sampler.h"
 
 namespace jewel::cuda {
@@ -23,6 +24,16 @@ __device__ __forceinline__ uint32_t key_of(float value) {
 __device__ __forceinline__ unsigned long long weight_of(float logit, float max, float temperature) {
   const float power = (logit - max) / temperature;
   return static_cast<unsigned long long>(static_cast<double>(expf(power)) * 17592186044416.0);
+}
+
+// What was sampled of a row; -1: nothing.
+__device__ __forceinline__ void put_token(const SampleRows& s, const SlotSampling& p, int row, int slot,
+                                          int id) {
+  s.ids[row] = id;
+  if (s.also_ids != nullptr) (*s.also_ids)[row] = id;
+  if (id < 0) return;
+  s.last_tokens[slot] = id;
+  if (p.seen != nullptr) p.seen[id] += 1;
 }
 
 // Uniform in [0, 1) with 53 bits by Philox4x32-10: the same as cpu/philox.h.

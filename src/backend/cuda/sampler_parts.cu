@@ -206,10 +206,12 @@ __device__ int choose(const SlotSampling& p, int k, uint64_t position, Shared& s
 __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__ SampleRows s) {
   __shared__ Shared shared;
   __shared__ alignas(16) float logits[kPartIds];
-  const int part = blockIdx.x, row = blockIdx.y;
+  // The head makes the logits of all rows from the first id to the last; the last are still in L2.
+  const int part = kParts - 1 - static_cast<int>(blockIdx.y), row = static_cast<int>(blockIdx.x);
   const int per_part = (s.vocab + kParts * 4 - 1) / (kParts * 4) * 4;
   const int begin = part * per_part, n = max(0, min(per_part, s.vocab - begin));
   const float* from = s.logits + static_cast<int64_t>(row) * s.vocab + begin;
+  wait_for_previous();
   // All loads are under way before the first is needed.
   const int position = s.positions[row], slot = s.slots[row];
   constexpr int kFours = kPartIds / 4 / kThreads;
@@ -234,44 +236,59 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
     if (part == 0 && threadIdx.x == 0) w.general[row] = 1;
     return;
   }
-  if (!by_fours || !is_plain(s, p, row, position)) {
-    for (int i = threadIdx.x; i < 4 * kThreads * kFours; i += kThreads) logits[i] = i < n ? from[i] : kMasked;
+  const bool adjusted = !by_fours || !is_plain(s, p, row, position);  // `logits` holds the part
+  if (adjusted) {
+    if (by_fours) {
+#pragma unroll
+      for (int i = 0; i < kFours; ++i) {
+        *reinterpret_cast<float4*>(logits + at(i)) = {fours[i][0], fours[i][1], fours[i][2], fours[i][3]};
+      }
+    } else {
+      for (int i = threadIdx.x; i < kPartIds; i += kThreads) logits[i] = i < n ? from[i] : kMasked;
+    }
     __syncthreads();
     adjust(s, p, row, logits, begin, n);
 #pragma unroll
     for (int i = 0; i < kFours; ++i) load_four(i, *reinterpret_cast<const float4*>(logits + at(i)));
   }
 
-  uint32_t top = 0;
   uint64_t best = 0;
-#pragma unroll
-  for (int i = 0; i < kFours; ++i) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const uint32_t key = device::key_of(fours[i][e]);
-      if (key > top) best = candidate_of(key, begin + at(i) + e);  // ids ascend: the first of equals stays
-      top = max(top, key);
-    }
-  }
   const uint32_t masked = device::key_of(kMasked);
   if (greedy) {
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {  // ids ascend: the first of equals stays
+        const uint32_t key = device::key_of(fours[i][e]);
+        if (key > key_of(best)) best = candidate_of(key, begin + at(i) + e);
+      }
+    }
     best = block_best(best, shared.scratch);
     if (threadIdx.x == 0) __stcg(w.best + row * kParts + part, best);
   } else {
+    float most = fours[0][0];  // fmaxf passes over what is not a number
+#pragma unroll
+    for (int i = 0; i < kFours; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) most = fmaxf(most, fours[i][e]);
+    }
     if (threadIdx.x == 0) shared.n = 0;
-    const uint32_t threshold = key_that_reach(top, k, masked + 1);
+    const uint32_t threshold = key_that_reach(device::key_of(most), k, masked + 1);
     uint64_t* to = w.candidates + (static_cast<size_t>(row) * kParts + part) * kPartCandidates;
-    if (top >= threshold) {
+    const float least = logit_of(threshold);
+    uint32_t kept = 0;  // bit 4 i + e
+    static_assert(kFours * 4 <= 32);
 #pragma unroll
-      for (int i = 0; i < kFours; ++i) {
+    for (int i = 0; i < kFours; ++i) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const uint32_t key = device::key_of(fours[i][e]);
-          if (key < threshold) continue;
-          const unsigned place = atomicAdd(&shared.n, 1u);
-          if (place < kPartCandidates) __stcg(to + place, candidate_of(key, begin + at(i) + e));
-        }
-      }
+      for (int e = 0; e < 4; ++e) kept |= fours[i][e] >= least ? 1u << (4 * i + e) : 0;
+    }
+    for (; kept != 0; kept &= kept - 1) {  // few: read once more, where an index can say which
+      const int bit = __ffs(static_cast<int>(kept)) - 1, id = at(bit / 4) + bit % 4;
+      const uint32_t key = device::key_of(adjusted ? logits[id] : from[id]);
+      if (key < threshold) continue;  // -0 is not below 0, its key is
+      const unsigned place = atomicAdd(&shared.n, 1u);
+      if (place < kPartCandidates) __stcg(to + place, candidate_of(key, begin + id));
     }
     __syncthreads();
     if (threadIdx.x == 0) __stcg(w.n + row * kParts + part, shared.n);
@@ -298,11 +315,7 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
   w.finished[row] = 0;
   w.general[row] = decided ? 0 : 1;
   if (!decided) return;
-  s.ids[row] = id;
-  if (id >= 0) {
-    s.last_tokens[slot] = id;
-    if (p.seen != nullptr) p.seen[id] += 1;
-  }
+  put_token(s, p, row, slot, id);
 }
 
 }  // namespace
@@ -313,8 +326,8 @@ size_t sample_workspace(int max_rows) {
 
 cudaError_t launch_sample_parts(const SampleRows& sample, cudaStream_t stream) {
   if (sample.n > sample.workspace_rows || sample.vocab > kParts * kPartIds) return cudaErrorInvalidValue;
-  sample_parts<<<dim3(kParts, static_cast<unsigned>(sample.n)), kThreads, 0, stream>>>(sample);
-  return cudaGetLastError();
+  return launch_dependent_if(sample.overlap, sample_parts, dim3(static_cast<unsigned>(sample.n), kParts),
+                             kThreads, 0, stream, sample);
 }
 
 }  // namespace jewel::cuda

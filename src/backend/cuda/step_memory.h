@@ -1,11 +1,13 @@
 // Where a step's description lies: one block of page-locked memory that the host fills, its twin on the
 // device, and the block that results come back in. All steps use the same places on the device (a stream
-// keeps them apart), so a captured graph finds its inputs; host blocks come in a ring.
+// keeps them apart), so a captured graph finds its inputs; host blocks come in a ring. Rows that decode are
+// read from, and their tokens written to, the host's block by kernels; the rest is copied.
 #pragma once
 
 #include "backend/cuda/device.h"
 #include "backend/cuda/kv_pools.h"
 #include "backend/cuda/sampler.h"
+#include "backend/cuda/step_ops.h"
 
 namespace jewel::cuda {
 
@@ -16,19 +18,14 @@ struct StepSizes {
   int mask_words = 0;  // of one row's allowed mask
 };
 
-// What the host writes. Decode rows first: a step without prompts copies no more than `decode_bytes`. Updates
-// of page tables and masks, which most steps have none of, go by themselves.
+// What the host writes. Of rows that decode nothing is copied (BeginRows); prompts, and updates of page
+// tables and masks, which most steps have none of, go by themselves.
 struct StepInputs {
   explicit StepInputs(const StepSizes& sizes, std::byte* memory) {
     Carver carver(memory);
     const auto slots = static_cast<size_t>(sizes.max_slots) + 128, rows = static_cast<size_t>(sizes.max_rows);
-    decode_given = carver.take<int32_t>(slots);
-    decode_positions = carver.take<int32_t>(slots);
-    decode_slots = carver.take<int32_t>(slots);
-    decode_sampled_at = carver.take<int32_t>(slots);
-    decode_allowed = carver.take<const uint32_t*>(slots);
-    decode_n_top = carver.take<int32_t>(slots);
-    decode_bytes = carver.used();
+    decode = carver.take<DecodeRow>(slots);
+    prompt_begin = carver.used();
     ids = carver.take<int32_t>(rows);
     positions = carver.take<int32_t>(rows);
     row_slots = carver.take<int32_t>(rows);
@@ -43,17 +40,14 @@ struct StepInputs {
     asked_n_top = carver.take<int32_t>(rows);
     asked_next_ids = carver.take<int32_t>(rows);
     asked_prompt_n_top = carver.take<int32_t>(rows);
-    prompt_bytes = carver.used();
+    prompt_end = carver.used();
     updates = carver.take<PageUpdate>(static_cast<size_t>(sizes.max_updates));
     masks =
         carver.take<uint32_t>(static_cast<size_t>(sizes.max_slots) * static_cast<size_t>(sizes.mask_words));
     bytes = carver.used();
   }
 
-  int32_t *decode_given, *decode_positions, *decode_slots;
-  int32_t* decode_sampled_at;  // the row's position, or -1 where it is not sampled
-  const uint32_t** decode_allowed;
-  int32_t* decode_n_top;
+  DecodeRow* decode;
   PageUpdate* updates;
   int32_t *ids, *positions, *row_slots;
   const float** soft_rows;
@@ -61,7 +55,27 @@ struct StepInputs {
   const uint32_t** asked_allowed;
   int32_t *asked_n_top, *asked_next_ids, *asked_prompt_n_top;
   uint32_t* masks;
-  size_t decode_bytes, prompt_bytes, bytes;
+  size_t prompt_begin, prompt_end, bytes;
+};
+
+// What kernels make of StepInputs::decode, on the device.
+struct StepRows {
+  explicit StepRows(const StepSizes& sizes, std::byte* memory) {
+    Carver carver(memory);
+    const auto slots = static_cast<size_t>(sizes.max_slots) + 128;
+    decode.ids = carver.take<int32_t>(slots);
+    decode.positions = carver.take<int32_t>(slots);
+    decode.slots = carver.take<int32_t>(slots);
+    decode.sampled_at = carver.take<int32_t>(slots);
+    decode.n_top = carver.take<int32_t>(slots);
+    decode.allowed = carver.take<const uint32_t*>(slots);
+    also_ids = carver.take<int32_t*>(1);
+    bytes = carver.used();
+  }
+
+  DecodeRows decode;
+  int32_t** also_ids;
+  size_t bytes;
 };
 
 // What the device writes: of decode rows, then of asked rows.

@@ -8,12 +8,35 @@ __global__ void page_updates(int32_t* tables, const PageUpdate* updates, int n) 
   if (i < n) tables[updates[i].index] = updates[i].page;
 }
 
-__global__ void decode_ids(const int32_t* given, const int32_t* slots, const int32_t* last_tokens, int n,
-                           int32_t* ids) {
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i >= n) return;
-  const int id = given[i] >= 0 ? given[i] : last_tokens[slots[i]];
-  ids[i] = id >= 0 ? id : 0;  // a slot whose row found nothing to sample: the host ends it
+constexpr int kBeginThreads = 256;
+
+// A block a row.
+__global__ void __launch_bounds__(kBeginThreads) begin_rows(const __grid_constant__ BeginRows b) {
+  __shared__ int32_t shared_id;
+  const int row = static_cast<int>(blockIdx.x);
+  if (threadIdx.x == 0) {
+    const DecodeRow r = b.rows[row];
+    const int32_t id = r.given >= 0 ? r.given : b.last_tokens[r.slot];
+    shared_id = id >= 0 ? id : 0;  // a slot whose row found nothing to sample: the host ends it
+    b.to.ids[row] = shared_id;
+    b.to.positions[row] = r.position, b.to.slots[row] = r.slot, b.to.sampled_at[row] = r.sampled_at;
+    b.to.allowed[row] = r.allowed, b.to.n_top[row] = r.n_top;
+    if (row == 0) *b.also_ids_at = b.also_ids;
+  }
+  __syncthreads();
+  const __nv_bfloat16* from = b.table + static_cast<int64_t>(shared_id) * b.hidden;
+  for (int k = 4 * static_cast<int>(threadIdx.x); k < b.hidden; k += 4 * kBeginThreads) {
+    const uint2 bits = *reinterpret_cast<const uint2*>(from + k);
+    const float v[4] = {
+        __uint_as_float(bits.x << 16) * b.scale, __uint_as_float(bits.x & 0xffff0000u) * b.scale,
+        __uint_as_float(bits.y << 16) * b.scale, __uint_as_float(bits.y & 0xffff0000u) * b.scale};
+    *reinterpret_cast<float4*>(b.h + int64_t{row} * b.hidden + k) = make_float4(v[0], v[1], v[2], v[3]);
+    if (b.x == nullptr) continue;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      b.x[x_index(b.x_order, row, k + i, b.n, b.hidden)] = __float2bfloat16_rn(v[i]);
+  }
+  __threadfence();
 }
 
 // One thread a group of 16 columns.
@@ -38,10 +61,10 @@ cudaError_t launch_page_updates(int32_t* tables, const PageUpdate* updates, int 
   return cudaGetLastError();
 }
 
-cudaError_t launch_decode_ids(const int32_t* given, const int32_t* slots, const int32_t* last_tokens, int n,
-                              int32_t* ids, cudaStream_t stream) {
-  if (n == 0) return cudaSuccess;
-  decode_ids<<<blocks_of(n), 256, 0, stream>>>(given, slots, last_tokens, n, ids);
+cudaError_t launch_begin_rows(const BeginRows& begin, cudaStream_t stream) {
+  if (begin.hidden % 4 != 0) return cudaErrorInvalidValue;
+  if (begin.n == 0) return cudaSuccess;
+  begin_rows<<<static_cast<unsigned>(begin.n), kBeginThreads, 0, stream>>>(begin);
   return cudaGetLastError();
 }
 

@@ -1,9 +1,12 @@
 // Small kernels of a step that belong to no family: what turns the host's description of a step into rows.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
+
+#include "backend/cuda/decode_product.h"
 
 namespace jewel::cuda {
 
@@ -15,9 +18,47 @@ struct PageUpdate {
 
 cudaError_t launch_page_updates(int32_t* tables, const PageUpdate* updates, int n, cudaStream_t stream);
 
-// ids[r] = given[r], or, where that is negative, the token that slot slots[r] sampled last.
-cudaError_t launch_decode_ids(const int32_t* given, const int32_t* slots, const int32_t* last_tokens, int n,
-                              int32_t* ids, cudaStream_t stream);
+// A row that decodes, as the host describes it: 32 bytes, which come over the bus at once.
+struct alignas(32) DecodeRow {
+  int32_t given = 0;      // its token; negative: the one that its slot sampled last
+  int32_t position = -1;  // negative: a row of padding
+  int32_t slot = 0;
+  int32_t sampled_at = -1;            // its position, or -1 where it is not sampled
+  const uint32_t* allowed = nullptr;  // on the device; a bit per id
+  int32_t n_top = -1;                 // log-probabilities wanted
+};
+
+// The same on the device, as the kernels of a step read it.
+struct DecodeRows {
+  int32_t *ids = nullptr, *positions = nullptr, *slots = nullptr, *sampled_at = nullptr, *n_top = nullptr;
+  const uint32_t** allowed = nullptr;
+
+  DecodeRows from(int first) const {
+    return {ids + first,        positions + first, slots + first,
+            sampled_at + first, n_top + first,     allowed + first};
+  }
+};
+
+// What stands in front of a decode step: descriptions read from page-locked memory of the host, which spares
+// a copy, token ids, and the rows' embeddings. The kernels behind it may start early and read what it wrote
+// before they wait, so it lets none start before it has ended.
+struct BeginRows {
+  const DecodeRow* rows = nullptr;  // [n], page-locked; stays as it is until the kernel has run
+  int n = 0;
+  DecodeRows to;
+  const int32_t* last_tokens = nullptr;  // [slots]
+  // Noted for the sampler (SampleRows::also_ids), which is launched with the same arguments in every step.
+  int32_t* also_ids = nullptr;
+  int32_t** also_ids_at = nullptr;
+
+  const __nv_bfloat16* table = nullptr;  // [vocab, hidden]
+  float scale = 1;
+  int hidden = 0;              // a multiple of 4
+  float* h = nullptr;          // [n, hidden]
+  __nv_bfloat16* x = nullptr;  // the same as a product's input, in x_order; null: not wanted
+  XOrder x_order = XOrder::kSlots;
+};
+cudaError_t launch_begin_rows(const BeginRows& begin, cudaStream_t stream);
 
 // BF16 [rows, columns] from natural order to product order (prefill_product.h), in place; columns % 16 == 0.
 cudaError_t launch_to_product_order(void* x, int rows, int columns, cudaStream_t stream);

@@ -35,6 +35,20 @@ class Tail final : public TailPass {
     return {};
   }
 
+  Result<void> begin(BeginRows begin, cudaStream_t stream) override {
+    JEWEL_CHECK(begin.n > 0 && begin.n <= max_rows_, "{} rows of {}", begin.n, max_rows_);
+    begin.table = c_.weights.embed_tokens;
+    begin.scale = embedding_scale(text_);
+    begin.hidden = text_.hidden_size;
+    begin.h = buffers_.h[0];
+    if (text_.hidden_size_per_layer_input > 0) {
+      begin.x = static_cast<__nv_bfloat16*>(buffers_.x);
+      begin.x_order = x_order_of(projection(0), begin.n, c_.portable);
+    }
+    JEWEL_CUDA_TRY(launch_begin_rows(begin, stream), "a step's rows");
+    return {};
+  }
+
   Result<void> enqueue(const TailRows& rows, cudaStream_t stream) override {
     JEWEL_CHECK(rows.n > 0 && rows.n <= max_rows_, "{} rows of {}", rows.n, max_rows_);
     if (layers_.empty()) describe_layers();  // once the pools have their memory
@@ -42,23 +56,22 @@ class Tail final : public TailPass {
     const int first = rows.residuals ? text_.first_shared_layer() : 0;
     const int n_layers = text_.n_layers - first;
     float* h = buffers_.h[0];
-    const float* embeddings = rows.embeddings;
-    if (!embeddings) {
-      JEWEL_CUDA_TRY(enqueue_embed({.context = c_, .ids = rows.ids, .n = rows.n, .h = h}, stream),
-                     "embeddings");
-      if (c_.stages.on())
-        JEWEL_TRY(c_.stages.show(Stage::kEmbed, -1, h, StageForm::kF32, rows.n, hidden, stream));
-      embeddings = h;
+    if (!rows.embeddings && c_.stages.on()) {
+      JEWEL_TRY(c_.stages.show(Stage::kEmbed, -1, h, StageForm::kF32, rows.n, hidden, stream));
     }
     if (p > 0 && n_layers > 0) {
-      DecodeProduct projection{
-          .w = tiled(c_.weights.per_layer_model_projection.rows(first * p, n_layers * p)),
-          .rows = rows.n,
-          .x_scratch = buffers_.x,
-          .out = ple_,
-          .portable = c_.portable};
-      projection.norm.h = embeddings;
-      JEWEL_CUDA_TRY(launch_decode_product(projection, stream), "the per-layer projection");
+      DecodeProduct product{.w = projection(first),
+                            .rows = rows.n,
+                            .x_scratch = buffers_.x,
+                            .out = ple_,
+                            .portable = c_.portable};
+      if (rows.embeddings) {
+        product.norm.h = rows.embeddings;
+      } else {  // behind begin(), nothing of the chain starts early
+        product.x = buffers_.x, product.x_order = x_order_of(product.w, rows.n, c_.portable);
+        product.overlap = false;
+      }
+      JEWEL_CUDA_TRY(launch_decode_product(product, stream), "the per-layer projection");
       JEWEL_CUDA_TRY(enqueue_per_layer_inputs({.context = c_,
                                                .c = ple_,
                                                .ids = rows.ids,
@@ -116,6 +129,12 @@ class Tail final : public TailPass {
     head.layers = {};
     JEWEL_CUDA_TRY(launch_decode_step(head, stream), "the head");
     return c_.stages.show(Stage::kLogits, -1, step.logits, StageForm::kF32, rows, step.head.n, stream);
+  }
+
+  // The per-layer projection of layers from `first` on.
+  TiledWeight projection(int first) const {
+    const int p = text_.hidden_size_per_layer_input;
+    return tiled(c_.weights.per_layer_model_projection.rows(first * p, (text_.n_layers - first) * p));
   }
 
   AttentionShape widest_shape() const {
