@@ -433,6 +433,8 @@ void check(bool portable) {
     check_product(1536, 12288, f, DecodeOut::kF32, false, rows, portable);
     check_product(1536, 6144, f, DecodeOut::kF32, false, rows, portable);
     check_product(2560, 1536, f, DecodeOut::kF32, false, rows, portable);
+    check_product(12288, 1536, f, DecodeOut::kGatedUp, false, rows, portable);
+    check_product(8192, 4096, f, DecodeOut::kF32, false, rows, portable);
     check_product(1024, 192, f, DecodeOut::kF32, false, rows, portable);
     check_product(768, 192, f, DecodeOut::kGatedUp, false, rows, portable);
     check_product(192, 384, f, DecodeOut::kF32, false, rows, portable);

@@ -434,10 +434,11 @@ class Cuda final : public CudaBackend {
         Graph& graph = graphs_[{first, rows, context, samples ? 1 : 0}];
         if (graph.get()) {
           JEWEL_CUDA_TRY(cudaGraphLaunch(graph.get(), stream_.get()), "a decode step");
-        } else {  // this step goes without
+        } else {  // the first step of its shape goes without, and all, where there is no memory for a graph
           JEWEL_TRY(decode_rows(first, rows, context, samples));
-          JEWEL_TRY(graph.capture(stream_.get(), "a decode step's graph",
-                                  [&] { return decode_rows(first, rows, context, samples); }));
+          const auto captured = graph.capture(stream_.get(), "a decode step's graph",
+                                              [&] { return decode_rows(first, rows, context, samples); });
+          if (!captured.ok()) cudaGetLastError();
         }
       } else {
         JEWEL_TRY(decode_rows(first, rows, context, samples));
@@ -629,10 +630,14 @@ Result<void> check_options(const ModelConfig& config, const CudaOptions& options
   JEWEL_CHECK(options.max_slots > 0 && options.max_step_tokens > 0, "{} slots, {} tokens in a step",
               options.max_slots, options.max_step_tokens);
   for (const LayerConfig& layer : config.text.layers) {
-    if ((layer.head_dim != 256 && layer.head_dim != 512) || config.text.n_heads % layer.n_kv_heads != 0) {
+    const int group = config.text.n_heads / layer.n_kv_heads;
+    const bool has_kernels = (layer.head_dim == 256 || layer.head_dim == 512) &&
+                             group * layer.n_kv_heads == config.text.n_heads &&
+                             (group == 1 || group == 2 || group == 4 || group == 8);
+    if (!has_kernels) {
       return unsupported(
           fmt::format("config: {} heads of {} over {} K/V heads; the CUDA backend has kernels for head_dim "
-                      "256 and 512; use --device cpu",
+                      "256 and 512 and 1, 2, 4 or 8 heads to a K/V head; use --device cpu",
                       config.text.n_heads, layer.head_dim, layer.n_kv_heads));
     }
   }

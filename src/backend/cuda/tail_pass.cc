@@ -65,8 +65,8 @@ class Tail final : public TailPass {
                             .x_scratch = buffers_.x,
                             .out = ple_,
                             .portable = c_.portable};
-      if (rows.embeddings) {
-        product.norm.h = rows.embeddings;
+      if (rows.embeddings || c_.stages.on()) {  // an observer may have changed what begin() left
+        product.norm.h = rows.embeddings ? rows.embeddings : h;
       } else {  // behind begin(), nothing of the chain starts early
         product.x = buffers_.x, product.x_order = x_order_of(product.w, rows.n, c_.portable);
         product.overlap = false;
