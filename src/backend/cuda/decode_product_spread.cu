@@ -1,9 +1,8 @@
 // The product kernel of many rows on sm_90 where W has too few row tiles for every multiprocessor to have
 // four (qkv, o): wgmma with W from registers, and the eight runs of K spread over a cluster of two blocks.
 //
-//   block     four warpgroups, each with one of the cluster's eight runs; the four warps of a warpgroup have
-//   a
-//             row tile of W each, 64 rows together
+//   block     four warpgroups, each with one of the cluster's eight runs; each of the four warps of a
+//             warpgroup has a row tile of W, 64 rows together
 //   W         a run's pieces in registers, those that fit before the wait for the kernel ahead
 //   x         in wide order, stages of 64 columns of each warpgroup, by bulk copies
 //   sums      a run's in the tensor cores, then in shared memory where x was; each block adds those of half
