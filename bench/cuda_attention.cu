@@ -53,7 +53,7 @@ int main(int argc, char** argv) {
     const double rate = read_rate();
     for (int runs : {1, 2, 4, 8}) {
       std::printf("%d runs a block\n", runs);
-      const auto bench = [&, runs = runs](int model, int batch, int context) {
+      const auto bench = [&](int model, int batch, int context) {
         bench_decode(kModels[model].shape, KvFormat::kF8E4M3, AttentionDesign::kSm90, batch, context, rate,
                      runs);
       };

@@ -143,6 +143,7 @@ __device__ __forceinline__ float4 read_shared4(uint32_t address) {
                : "r"(address));
   return x;
 }
+
 // --- scores ---
 
 // Four consecutive values of query head `head` to their place among the B fragments. Which values share a

@@ -225,29 +225,42 @@ cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
   return launch_as<128, kRun>(a, overlap, stream);
 }
 
+// Calls act.operator()<pieces of a run>() if there are kernels for it.
+template <class Do>
+bool with_run(int run, const Do& act) {
+  switch (run) {
+    case 6:
+      act.template operator()<6>();
+      return true;
+    case 8:
+      act.template operator()<8>();
+      return true;
+    case 10:
+      act.template operator()<10>();
+      return true;
+    case 16:
+      act.template operator()<16>();
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
-// With few rows of W its blocks would be too few. (down, whose K is cut into parts, was slower by this kernel.)
+// With few rows of W its blocks would be too few. (down, whose K is cut into parts, was slower by this
+// kernel.)
 bool takes_spread_rows(const TiledWeight& w, int rows) {
   const int run = w.k / 32 / kRuns;
   return product_device().wgmma && w.format == TileFormat::kF8E4M3 && rows > 16 && rows <= kMaxDecodeRows &&
          product_splits(w.k) == 1 && w.n % 64 == 0 && w.n >= 1024 && run * kRuns * 32 == w.k &&
-         (run == 6 || run == 8 || run == 10 || run == 16);
+         with_run(run, []<int kRun>() {});
 }
 
 cudaError_t launch_spread_rows(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  switch (a.k32 / kRuns) {
-    case 6:
-      return launch<6>(a, overlap, stream);
-    case 8:
-      return launch<8>(a, overlap, stream);
-    case 10:
-      return launch<10>(a, overlap, stream);
-    case 16:
-      return launch<16>(a, overlap, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  cudaError_t error = cudaErrorInvalidValue;
+  with_run(a.k32 / kRuns, [&]<int kRun>() { error = launch<kRun>(a, overlap, stream); });
+  return error;
 }
 
 }  // namespace jewel::cuda

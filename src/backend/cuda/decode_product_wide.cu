@@ -330,21 +330,28 @@ cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
   return launch_kernel<ProductArgs, int>(kernel, shape, stream, a, n_iterations);
 }
 
-// Of a run; the kernel exists for 3 and 5.
-int pairs_of_run(int k32, int splits) {
-  return k32 / splits / kRuns / kPair;
+// Calls act.operator()<pairs of a run>() if there are kernels for it.
+template <class Do>
+bool with_pairs(int k32, int splits, const Do& act) {
+  switch (k32 / splits / kRuns / kPair) {
+    case 3:
+      act.template operator()<3>();
+      return true;
+    case 5:
+      act.template operator()<5>();
+      return true;
+    default:
+      return false;
+  }
 }
 
 template <TileFormat kFormat, int kColumns, int kRunGroups, int kTileGroups>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  switch (pairs_of_run(a.k32, a.splits)) {
-    case 3:
-      return launch_as<kFormat, kColumns, kRunGroups, kTileGroups, 3>(a, overlap, stream);
-    case 5:
-      return launch_as<kFormat, kColumns, kRunGroups, kTileGroups, 5>(a, overlap, stream);
-    default:
-      return cudaErrorInvalidValue;
-  }
+  cudaError_t error = cudaErrorInvalidValue;
+  with_pairs(a.k32, a.splits, [&]<int kPairs>() {
+    error = launch_as<kFormat, kColumns, kRunGroups, kTileGroups, kPairs>(a, overlap, stream);
+  });
+  return error;
 }
 
 // Few row tiles an SM: the runs are shared out. Many: the tiles are.
@@ -376,9 +383,8 @@ bool takes_wide_rows(const TiledWeight& w, int rows) {
   // With fewer row tiles (qkv, o) a block's warps have no four of them, and its tensor cores idle; and the
   // fewer rows, the more tiles it takes for this kernel's start and end not to matter.
   const int row_tiles = w.n / 16 * splits, wanted = (rows > 32 ? 4 : rows > 16 ? 8 : 32) * sms;
-  const int pairs = pairs_of_run(pieces, splits);
   return product_device().wgmma && rows > 8 && rows <= kMaxDecodeRows && row_tiles > wanted &&
-         pieces % (splits * kRuns * kPair) == 0 && (pairs == 3 || pairs == 5);
+         pieces % (splits * kRuns * kPair) == 0 && with_pairs(pieces, splits, []<int kPairs>() {});
 }
 
 cudaError_t launch_wide_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {

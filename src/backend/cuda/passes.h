@@ -76,17 +76,8 @@ class TailPass {
   virtual Result<void> enqueue(const TailRows& rows, cudaStream_t stream) = 0;
 };
 
-// Shared by both: embeddings and per-layer inputs.
+// Shared by both: the scale of embeddings, and per-layer inputs.
 float embedding_scale(const TextConfig& text);
-struct EmbedCall {
-  const PassContext& context;
-  const int32_t* ids = nullptr;
-  const float* const* soft_rows = nullptr;
-  int n = 0;
-  float* h = nullptr;  // [n, hidden]
-  void* x = nullptr;   // not null: BF16 in product order too
-};
-cudaError_t enqueue_embed(const EmbedCall& call, cudaStream_t stream);
 
 struct PerLayerCall {
   const PassContext& context;

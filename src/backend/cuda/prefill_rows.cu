@@ -1,6 +1,7 @@
 #include "backend/cuda/prefill_rows.h"
 
 #include "backend/cuda/dependent_launch.h"
+#include "backend/cuda/device_values.h"
 #include "backend/cuda/row_store.h"
 
 namespace jewel::cuda {
@@ -15,12 +16,6 @@ bool fits(int columns, const ProductInputOut& input) {
   if (input.form == InputForm::kNone) return true;
   return input.data != nullptr && input.stride >= columns && input.stride % 16 == 0 &&
          (input.form != InputForm::kF8 || input.scale != nullptr);
-}
-
-__device__ __forceinline__ float4 load_bf16x4(const __nv_bfloat16* p) {
-  const uint2 bits = *reinterpret_cast<const uint2*>(p);
-  return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
-          __uint_as_float(bits.y & 0xffff0000u)};
 }
 
 __device__ __forceinline__ float sum_of_squares(const float4& v) {

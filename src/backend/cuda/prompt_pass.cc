@@ -52,9 +52,15 @@ class Prompts final : public PromptPass {
     error_ = cudaSuccess;
     shown_ = {};
     const int hidden = text_.hidden_size, p = text_.hidden_size_per_layer_input;
-    keep(enqueue_embed(
-        {.context = c_, .ids = rows.ids, .soft_rows = rows.soft_rows, .n = rows.n, .h = h_, .x = x_},
-        stream));
+    keep(launch_embed_rows({.ids = rows.ids,
+                            .soft_rows = rows.soft_rows,
+                            .table = c_.weights.embed_tokens,
+                            .scale = embedding_scale(text_),
+                            .rows = rows.n,
+                            .hidden = hidden,
+                            .h = h_,
+                            .input = {.form = InputForm::kBF16ProductOrder, .data = x_, .stride = hidden}},
+                           stream));
     show(Stage::kEmbed, -1, h_, StageForm::kF32, hidden);
     keep(enqueue_gather(h_, hidden, rows.asked, rows.n_asked, asked_embeddings_, stream));
     if (p > 0) {
@@ -265,20 +271,6 @@ Result<std::unique_ptr<PromptPass>> PromptPass::make(const PassContext& context,
 
 float embedding_scale(const TextConfig& text) {
   return rounded_to_bf16(std::sqrt(static_cast<float>(text.hidden_size)));
-}
-
-cudaError_t enqueue_embed(const EmbedCall& call, cudaStream_t stream) {
-  const TextConfig& text = call.context.config.text;
-  EmbedRows embed{.ids = call.ids,
-                  .soft_rows = call.soft_rows,
-                  .table = call.context.weights.embed_tokens,
-                  .scale = embedding_scale(text),
-                  .rows = call.n,
-                  .hidden = text.hidden_size,
-                  .h = call.h};
-  if (call.x)
-    embed.input = {.form = InputForm::kBF16ProductOrder, .data = call.x, .stride = text.hidden_size};
-  return launch_embed_rows(embed, stream);
 }
 
 cudaError_t enqueue_per_layer_inputs(const PerLayerCall& call, cudaStream_t stream) {

@@ -1,5 +1,7 @@
 #include "backend/cuda/step_ops.h"
 
+#include "backend/cuda/device_values.h"
+
 namespace jewel::cuda {
 namespace {
 
@@ -26,10 +28,8 @@ __global__ void __launch_bounds__(kBeginThreads) begin_rows(const __grid_constan
   __syncthreads();
   const __nv_bfloat16* from = b.table + static_cast<int64_t>(shared_id) * b.hidden;
   for (int k = 4 * static_cast<int>(threadIdx.x); k < b.hidden; k += 4 * kBeginThreads) {
-    const uint2 bits = *reinterpret_cast<const uint2*>(from + k);
-    const float v[4] = {
-        __uint_as_float(bits.x << 16) * b.scale, __uint_as_float(bits.x & 0xffff0000u) * b.scale,
-        __uint_as_float(bits.y << 16) * b.scale, __uint_as_float(bits.y & 0xffff0000u) * b.scale};
+    const float4 e = load_bf16x4(from + k);
+    const float v[4] = {e.x * b.scale, e.y * b.scale, e.z * b.scale, e.w * b.scale};
     *reinterpret_cast<float4*>(b.h + int64_t{row} * b.hidden + k) = make_float4(v[0], v[1], v[2], v[3]);
     if (b.x == nullptr) continue;
 #pragma unroll
