@@ -94,7 +94,7 @@ size_t bytes_of(const TiledWeight& w) {
 
 __device__ double weight_at(const TiledWeight& w, int n, int k) {
   const int lane = n % 8 * 4 + k % 16 / 4, high = n % 16 / 8;
-  if (w.format == TileFormat::kF8E4M3) {
+  if (w.format != TileFormat::kBF16) {
     const size_t tile = static_cast<size_t>(n / 16) * (w.k / 32) + k / 32;
     const uint8_t code =
         static_cast<const uint8_t*>(w.tiles)[tile * 512 + lane * 16 + high * 4 + k % 32 / 16 * 8 + k % 4];
@@ -115,10 +115,16 @@ __global__ void reference_product(TiledWeight w, const __nv_bfloat16* x, int row
     sum += weight_at(w, n, k) * static_cast<double>(__bfloat162float(x[static_cast<size_t>(row) * w.k + k]));
   out[static_cast<size_t>(row) * w.n + n] = sum;
 }
-__global__ void to_order(XOrder order, const __nv_bfloat16* x, int rows, int k, __nv_bfloat16* out) {
+__global__ void to_order(XOrder order, float scale, const __nv_bfloat16* x, int rows, int k,
+                         __nv_bfloat16* out) {
   for (int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); i < rows * k;
        i += static_cast<int>(gridDim.x * blockDim.x)) {
-    out[x_index(order, i / k, i % k, rows, k)] = x[i];
+    __nv_bfloat16 value = x[i];
+    if (is_f16(order)) {
+      const __half f16 = __float2half_rn(__bfloat162float(value) / scale);
+      value = __ushort_as_bfloat16(__half_as_ushort(f16));
+    }
+    out[x_index(order, i / k, i % k, rows, k)] = value;
   }
 }
 template <class T>
@@ -137,6 +143,12 @@ float bf16_value(__nv_bfloat16 x) {
   float out;
   std::memcpy(&out, &wide, 4);
   return out;
+}
+
+float f16_value(__nv_bfloat16 x) {
+  __half value;
+  std::memcpy(&value, &x, 2);
+  return __half2float(value);
 }
 
 int failures = 0;
@@ -166,8 +178,10 @@ Result run_product(DecodeProduct p, const TiledWeight& w) {
     const auto host = to_host(static_cast<const __nv_bfloat16*>(out), count);
     for (int r = 0; r < p.rows; ++r) {
       for (int i = 0; i < out_n; ++i) {
+        const bool f16 = p.out_kind == DecodeOut::kGatedUp && is_f16(p.out_order);
+        const __nv_bfloat16 bits = host[static_cast<size_t>(slot_order(r, i, p.rows, f16))];
         result.values[static_cast<size_t>(r) * out_n + i] =
-            static_cast<double>(bf16_value(host[static_cast<size_t>(slot_order(r, i, p.rows))]));
+            static_cast<double>(f16 ? f16_value(bits) / p.out_scale : bf16_value(bits));
       }
     }
   } else {
@@ -192,7 +206,8 @@ double relative_error(const std::vector<double>& got, const std::vector<double>&
 void check_product(int n, int k, TileFormat format, DecodeOut kind, bool natural,
                    const std::vector<int>& row_counts, bool portable) {
   const int most = *std::max_element(row_counts.begin(), row_counts.end());
-  const TiledWeight w = random_weight(n, k, format);
+  TiledWeight w = random_weight(n, k, format);
+  if (format == TileFormat::kF8E4M3F16 && product_splits(k) > 1) w.x_scale = 8;
   __nv_bfloat16* x = random_bf16(static_cast<size_t>(most) * k, 1);
   auto* slots = device_array<__nv_bfloat16>(static_cast<size_t>(wide_rows(most)) * k);
   float* ple = random_f32(static_cast<size_t>(most) * n, 0, 1);
@@ -219,12 +234,13 @@ void check_product(int n, int k, TileFormat format, DecodeOut kind, bool natural
                   .ple_stride = n,
                   .cap = kind == DecodeOut::kLogits ? 30.0f : 0,
                   .portable = portable};
+  if (format == TileFormat::kF8E4M3F16) p.out_order = XOrder::kSlotsF16, p.out_scale = 0.125f;
   const auto run = [&](int rows, int first) {
     p.rows = rows;
     p.ple = ple + static_cast<size_t>(first) * n;
     const __nv_bfloat16* from = x + static_cast<size_t>(first) * k;
     p.x_order = natural ? XOrder::kNatural : x_order_of(w, rows, portable);
-    if (!natural) to_order<<<256, 256>>>(p.x_order, from, rows, k, slots);
+    if (!natural) to_order<<<256, 256>>>(p.x_order, w.x_scale, from, rows, k, slots);
     p.x = natural ? from : slots;
     return run_product(p, w);
   };
@@ -252,8 +268,9 @@ void check_product(int n, int k, TileFormat format, DecodeOut kind, bool natural
     }
   }
   const bool half = kind == DecodeOut::kGatedUp || kind == DecodeOut::kGatedPle;
+  const char* formats[] = {" f8 ", " f8 f16 ", " bf16 "};
   const char* kinds[] = {"f32", "gated up", "gated ple", "logits"};
-  report(std::to_string(n) + " x " + std::to_string(k) + (format == TileFormat::kBF16 ? " bf16 " : " f8 ") +
+  report(std::to_string(n) + " x " + std::to_string(k) + formats[static_cast<int>(format)] +
              kinds[static_cast<int>(kind)] + (natural ? " natural" : "") + " rows " + rows_list + differing,
          error, half ? 3e-3 : 1e-5, bits);
   for (void* pointer : {const_cast<void*>(w.tiles), static_cast<void*>(const_cast<float*>(w.row_scale)),
@@ -418,13 +435,13 @@ void check_ple(int hidden) {
 
 void check(bool portable) {
   const std::vector<int> rows = {1, 3, 8, 16, 17, 32, 64, 100, 128};
-  const auto f8 = TileFormat::kF8E4M3, bf = TileFormat::kBF16;
-  for (TileFormat f : {f8, bf}) {
+  const auto f8 = TileFormat::kF8E4M3, f16 = TileFormat::kF8E4M3F16, bf = TileFormat::kBF16;
+  for (TileFormat f : {f8, f16, bf}) {
     check_product(3072, 2560, f, DecodeOut::kF32, false, rows, portable);
     check_product(2560, 2048, f, DecodeOut::kF32, false, rows, portable);
     check_product(2560, 4096, f, DecodeOut::kF32, false, rows, portable);
-    check_product(2560, 2048, f, DecodeOut::kF32, true, rows, portable);
-    check_product(2560, 4096, f, DecodeOut::kF32, true, rows, portable);
+    if (f != f16) check_product(2560, 2048, f, DecodeOut::kF32, true, rows, portable);
+    if (f != f16) check_product(2560, 4096, f, DecodeOut::kF32, true, rows, portable);
     check_product(20480, 2560, f, DecodeOut::kGatedUp, false, rows, portable);
     check_product(2560, 10240, f, DecodeOut::kF32, false, rows, portable);
     check_product(256, 2560, f, DecodeOut::kGatedPle, false, rows, portable);
@@ -438,7 +455,7 @@ void check(bool portable) {
     check_product(1024, 192, f, DecodeOut::kF32, false, rows, portable);
     check_product(768, 192, f, DecodeOut::kGatedUp, false, rows, portable);
     check_product(192, 384, f, DecodeOut::kF32, false, rows, portable);
-    check_product(192, 512, f, DecodeOut::kF32, true, rows, portable);
+    if (f != f16) check_product(192, 512, f, DecodeOut::kF32, true, rows, portable);
     check_product(64, 192, f, DecodeOut::kGatedPle, false, rows, portable);
     check_product(192, 64, f, DecodeOut::kF32, false, rows, portable);
     check_product(1280, 192, f, DecodeOut::kLogits, false, rows, portable);
@@ -514,7 +531,7 @@ struct Model {
 
 constexpr int kHidden = 2560, kLayers = 42, kContext = 512, kMaxRows = 128, kPagesPerRow = 64;
 
-Model make_e4b(TileFormat body) {
+Model make_e4b(TileFormat body, bool portable) {
   Model m;
   float* freq = random_f32(256, 0, 0.1f);
   std::vector<int32_t> table(static_cast<size_t>(kMaxRows) * kPagesPerRow);
@@ -526,10 +543,13 @@ Model make_e4b(TileFormat body) {
     const bool full = i % 6 == 5, owns = i < 24;
     const int dim = full ? 512 : 256;
     DecodeLayer l;
-    l.qkv = random_weight((8 + (owns ? 4 : 0)) * dim, kHidden, body);
-    l.o = random_weight(kHidden, 8 * dim, body);
-    l.gate_up = random_weight(20480, kHidden, body);
-    l.down = random_weight(kHidden, 10240, body);
+    // As for a model's weights where FP16 has room for the activations (device_weights.cc).
+    const TileFormat bounded = body == TileFormat::kF8E4M3 && !portable ? TileFormat::kF8E4M3F16 : body;
+    l.qkv = random_weight((8 + (owns ? 4 : 0)) * dim, kHidden, bounded);
+    l.o = random_weight(kHidden, 8 * dim, bounded);
+    l.gate_up = random_weight(20480, kHidden, bounded);
+    l.down = random_weight(kHidden, 10240, bounded);
+    if (bounded == TileFormat::kF8E4M3F16) l.down.x_scale = 4;
     l.ple_gate = random_weight(256, kHidden, TileFormat::kBF16);
     l.ple_up = random_weight(kHidden, 256, TileFormat::kBF16);
     l.input_norm = norm(), l.post_attention_norm = norm(), l.pre_feedforward_norm = norm();
@@ -556,7 +576,7 @@ Model make_e4b(TileFormat body) {
       m.layer_bytes += bytes_of(*w);
     m.layers.push_back(l);
   }
-  m.head_f8 = random_weight(262144, kHidden, TileFormat::kF8E4M3);
+  m.head_f8 = random_weight(262144, kHidden, portable ? TileFormat::kF8E4M3 : TileFormat::kF8E4M3F16);
   m.head_bf16 = random_weight(262144, kHidden, TileFormat::kBF16);
   m.final_norm = norm();
   return m;
@@ -567,7 +587,7 @@ struct Bench {
   DecodeStep step;
   double read_rate = 0;  // bytes per ms
 
-  Bench(TileFormat body, bool portable) : model(make_e4b(body)) {
+  Bench(TileFormat body, bool portable) : model(make_e4b(body, portable)) {
     const size_t r = kMaxRows;
     step.hidden = kHidden;
     step.layers = model.layers;
@@ -804,7 +824,7 @@ int main(int argc, char** argv) {
     }
     if (what != "time") {
       for (int r : rows) {
-        if (r == 1 || r == 8 || r == 32 || r == 100) bench.run_kinds(r);
+        bench.run_kinds(r);
       }
     }
   }

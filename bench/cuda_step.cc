@@ -12,6 +12,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <atomic>
 #include <boost/json/array.hpp>
 #include <boost/json/object.hpp>
 #include <chrono>
@@ -198,35 +199,44 @@ class Bench {
     return seconds_since(start);
   }
 
-  // Millijoules and tokens of at least `seconds` of decoding, from tick to tick of the counter. Positions go
-  // round in [position, position + 512).
-  std::pair<double, double> energy(const EnergyCounter& counter, int n_sequences, int position,
-                                   double seconds) {
-    unsigned long long first = counter.millijoules(), begin = 0, last = 0;
-    Clock::time_point start{};
-    double tokens = 0, tokens_at_last = 0;
-    bool in_flight = false;
-    for (int t = 0;; ++t) {
+  // What decoding took for at least some seconds, from tick to tick of the counter.
+  struct Spent {
+    double millijoules, tokens, seconds;
+  };
+  // Positions go round in [position, position + 512). A thread of its own reads the counter: a reading takes
+  // longer than a step.
+  Spent energy(const EnergyCounter& counter, int n_sequences, int position, double seconds) {
+    struct Tick {
+      unsigned long long millijoules;
+      double tokens;
+      Clock::time_point at;
+    };
+    std::atomic<int64_t> tokens = 0;
+    std::atomic<bool> done = false;
+    std::vector<Tick> ticks;
+    std::thread reader([&] {
+      for (unsigned long long last = counter.millijoules(); !done;) {
+        const unsigned long long now = counter.millijoules();
+        if (now == last) continue;
+        last = now;
+        ticks.push_back({now, static_cast<double>(tokens), Clock::now()});
+        if (std::chrono::duration<double>(ticks.back().at - ticks.front().at).count() >= seconds) done = true;
+      }
+    });
+    for (int t = 0; !done; ++t) {
       std::vector<StepChunk> step;
       for (int s = 0; s < n_sequences; ++s) step.push_back(chunk(s, position + t % 512, {}, true));
       backend_.submit(step);
-      if (in_flight) must(backend_.collect());
-      in_flight = true;
-      tokens += n_sequences;
-      const unsigned long long now = counter.millijoules();
-      if (begin == 0) {
-        if (now == first) continue;
-        begin = last = now;
-        start = Clock::now();
-        tokens = 0;
-      } else if (now != last) {
-        last = now;
-        tokens_at_last = tokens;
-        if (seconds_since(start) >= seconds) break;
+      if (t > 0) {
+        must(backend_.collect());
+        tokens += n_sequences;
       }
     }
     must(backend_.collect());
-    return {static_cast<double>(last - begin), tokens_at_last};
+    reader.join();
+    const Tick &first = ticks.front(), &last = ticks.back();
+    return {static_cast<double>(last.millijoules - first.millijoules), last.tokens - first.tokens,
+            std::chrono::duration<double>(last.at - first.at).count()};
   }
 
   // Seconds a step, the median, one step ahead.
@@ -325,15 +335,20 @@ void measure(const Flags& flags) {
         break;
       }
       std::vector<double> joules;
+      double watts = 0, steps_ms = 0;
       for (int i = 0; i < flags.joules; ++i) {
-        const auto [millijoules, n_tokens] = bench.energy(counter, n, 512, 10);
-        joules.push_back(millijoules / 1e3 / n_tokens);
+        const Bench::Spent spent = bench.energy(counter, n, 512, 10);
+        joules.push_back(spent.millijoules / 1e3 / spent.tokens);
+        watts += spent.millijoules / 1e3 / spent.seconds / flags.joules;
+        steps_ms += spent.seconds * 1e3 * n / spent.tokens / flags.joules;
       }
       std::ranges::sort(joules);
       const double median = joules[joules.size() / 2];
       out.add(fmt::format("decode, batch {}, 512 to 1,024 context, energy", n), median, "J/token",
               {bytes * 146e-12 / n, "J that reading the weights takes at 146 pJ a byte"}, flags.joules,
               (joules.back() - joules.front()) / median);
+      out.add(fmt::format("the same, a step"), steps_ms, "ms", floor, flags.joules);
+      out.add(fmt::format("the same, the card"), watts, "W", {}, flags.joules);
     }
     for (int s = 0; s < 128; ++s) bench.end(s);
   }

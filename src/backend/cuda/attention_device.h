@@ -10,6 +10,7 @@
 #include <cuda_fp8.h>
 
 #include "backend/cuda/attention_types.h"
+#include "backend/cuda/device_values.h"
 
 namespace jewel::cuda::device {
 
@@ -26,26 +27,8 @@ __device__ __forceinline__ uint32_t bits(__half2 x) {
   return *reinterpret_cast<uint32_t*>(&x);
 }
 
-// The lower two bytes of x, E4M3, to FP16: exact. Below sm_89 sign, exponent and mantissa move to FP16's
-// places and the product with 2^8 corrects the bias and makes subnormals right (not a number becomes 480).
-__device__ __forceinline__ uint32_t f16_of_f8x2(uint32_t x) {
-#if __CUDA_ARCH__ >= 890
-  uint32_t out;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(out) : "h"(static_cast<uint16_t>(x)));
-  return out;
-#else
-  const uint32_t w = __byte_perm(x, 0, 0x1404);
-  const uint32_t moved = ((w & 0x7f007f00u) >> 1) | (w & 0x80008000u);
-  const uint32_t scale = 0x5c005c00u;  // 2^8
-  return bits(__hmul2(*reinterpret_cast<const __half2*>(&moved), *reinterpret_cast<const __half2*>(&scale)));
-#endif
-}
 __device__ __forceinline__ uint4 f16_of_f8x8(uint32_t a, uint32_t b) {
   return make_uint4(f16_of_f8x2(a), f16_of_f8x2(a >> 16), f16_of_f8x2(b), f16_of_f8x2(b >> 16));
-}
-
-__device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
-  return bits(__floats2bfloat162_rn(low, high));
 }
 
 struct Split {

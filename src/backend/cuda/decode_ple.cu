@@ -24,6 +24,7 @@ struct PleArgs {
   int64_t ple_stride;
   DecodeNorm norm;
   uint8_t* x_out;
+  XOrder x_out_order;
 };
 
 // hidden = 256 kParts: kParts pieces of K a warp for gate, kParts row tiles a block for up.
@@ -77,9 +78,9 @@ __device__ __forceinline__ void norm_row(const PleArgs& a, const Ple<kParts>& at
   };
   residual_norm_row(a.norm, reinterpret_cast<const float*>(shared + at.weights), h, row, kHidden,
                     reinterpret_cast<float*>(shared + at.scratch), keep, load_y,
-                    [&](int column, uint2 values) {
+                    [&](int column, const float4& values) {
                       if (a.x_out == nullptr) return;
-                      *reinterpret_cast<uint2*>(a.x_out + slot_bytes(row, column, a.rows)) = values;
+                      store_four(a.x_out, a.x_out_order, row, column, a.rows, values);
                     });
 }
 
@@ -147,7 +148,7 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
 #pragma unroll
         for (int i = 0; i < kParts; ++i) {
           const uint4 b = *reinterpret_cast<const uint4*>(x + i * a.rows * 64);
-          multiply_piece(acc[0], gate[i], b);
+          multiply_piece<TileFormat::kBF16>(acc[0], gate[i], b);
         }
         stash_sums<1>(sums + warp * red_rows * kRedPitch, acc, a.rows, lane);
       }
@@ -173,7 +174,7 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
 #pragma unroll
         for (int i = 0; i < kParts; ++i) {
           float acc[1][4] = {};
-          multiply_piece(acc[0], up[i], b);
+          multiply_piece<TileFormat::kBF16>(acc[0], up[i], b);
           stash_sums<1>(sums + (i * kProductWarps + warp) * red_rows * kRedPitch, acc, a.rows, lane);
         }
       }
@@ -264,7 +265,8 @@ cudaError_t launch_decode_ple(const DecodePle& p, cudaStream_t stream) {
                .ple = p.ple,
                .ple_stride = p.ple_stride,
                .norm = p.norm,
-               .x_out = static_cast<uint8_t*>(p.x_out)};
+               .x_out = static_cast<uint8_t*>(p.x_out),
+               .x_out_order = p.x_out_order};
   args.norm.y = p.norm.h;  // an update is owed; what y is, the kernel knows itself
   args.norm.y_parts = 1;
   return p.gate.k == Ple<10>::kHidden ? launch<10>(args, stream) : launch<6>(args, stream);

@@ -21,7 +21,8 @@ struct DecodePle {
   const float* ple = nullptr;  // [rows, stride]
   int64_t ple_stride = 0;
   DecodeNorm norm;        // without y, which is made here
-  void* x_out = nullptr;  // BF16 slot order, may be x; null: only norm.h_out is wanted
+  void* x_out = nullptr;  // in x_out_order, may be x; null: only norm.h_out is wanted
+  XOrder x_out_order = XOrder::kSlots;
 };
 
 // Whether launch_decode_ple() takes these weights and this many rows on the current device.

@@ -9,7 +9,7 @@ namespace jewel::cuda {
 namespace {
 
 template <TileFormat kFormat>
-constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;  // a 16 x 32 piece of W
+constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;  // a 16 x 32 piece of W
 constexpr int kDepth = 8;                                                 // pieces in flight per warp
 
 template <TileFormat kFormat>
@@ -77,7 +77,7 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
       wait_for_copies<kDepth - 1>();
       const uint4 b = *reinterpret_cast<const uint4*>(x_lane + step * a.rows * 64);
       const TileA tile = read_piece<kFormat>(ring + slot * kPiece);
-      multiply_piece(acc[0], tile, b);
+      multiply_piece<kFormat>(acc[0], tile, b);
       copy_next(slot);
       slot = slot + 1 == kDepth ? 0 : slot + 1;
     }
@@ -103,14 +103,8 @@ __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
   const auto load_y = [&](int part, float4(&y)[kNormVectors]) {
     load_row(norm.y, part * rows + row, hidden, y);
   };
-  const auto store = [&](int column, uint2 values) {
-    if (x == nullptr) return;
-    if (x_order == XOrder::kSlots) {
-      *reinterpret_cast<uint2*>(x + slot_bytes(row, column, rows)) = values;
-    } else {
-      *reinterpret_cast<uint32_t*>(x + 2 * wide_order(row, column, rows)) = values.x;
-      *reinterpret_cast<uint32_t*>(x + 2 * wide_order(row, column + 1, rows)) = values.y;
-    }
+  const auto store = [&](int column, const float4& values) {
+    if (x != nullptr) store_four(x, x_order, row, column, rows, values);
   };
   // What a rehearsal computes from inputs that are not there yet is dropped. It brings the code to the
   // multiprocessor, which few kernels but this one's have run on, while there is nothing to do but wait.
@@ -150,9 +144,9 @@ bool many_for(const ProductArgs& a) {
 cudaError_t dispatch(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {
   cudaError_t error = cudaSuccess;
   if (launch_few_rows(a, format, overlap, stream, error)) return error;
-  const bool f8 = format == TileFormat::kF8E4M3;
-  if (f8 ? launch_any_shape<TileFormat::kF8E4M3>(a, overlap, stream, error)
-         : launch_any_shape<TileFormat::kBF16>(a, overlap, stream, error)) {
+  if (with_format(format, [&]<TileFormat kFormat>() {
+        return launch_any_shape<kFormat>(a, overlap, stream, error);
+      })) {
     return error;
   }
   if (a.rows > 8 && many_for(a) && launch_many_rows(a, format, overlap, stream, error)) return error;
@@ -177,8 +171,9 @@ const Device& product_device() {
 }
 
 XOrder x_order_of(const TiledWeight& w, int rows, bool portable) {
-  return !portable && (takes_wide_rows(w, rows) || takes_spread_rows(w, rows)) ? XOrder::kWide
-                                                                               : XOrder::kSlots;
+  const bool wide = !portable && (takes_wide_rows(w, rows) || takes_spread_rows(w, rows));
+  if (w.format == TileFormat::kF8E4M3F16) return wide ? XOrder::kWideF16 : XOrder::kSlotsF16;
+  return wide ? XOrder::kWide : XOrder::kSlots;
 }
 
 cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, XOrder x_order,
@@ -207,6 +202,8 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .out_kind = p.out_kind,
                    .out = p.out,
                    .out_order = p.out_order,
+                   .out_scale = p.out_scale,
+                   .x_scale = p.w.x_scale,
                    .ple = p.ple,
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
@@ -218,9 +215,11 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
     if (error != cudaSuccess) return error;
     args.x = static_cast<const uint8_t*>(p.x_scratch);
   }
+  if (is_f16(args.x_order) != (p.w.format == TileFormat::kF8E4M3F16)) return cudaErrorInvalidValue;
+  if (is_f16(args.x_order)) args.x_order = is_wide(args.x_order) ? XOrder::kWide : XOrder::kSlots;
   if (args.x_order == XOrder::kWide) {
     return takes_wide_rows(p.w, p.rows)     ? launch_wide_rows(args, p.w.format, overlap, stream)
-           : takes_spread_rows(p.w, p.rows) ? launch_spread_rows(args, overlap, stream)
+           : takes_spread_rows(p.w, p.rows) ? launch_spread_rows(args, p.w.format, overlap, stream)
                                             : cudaErrorInvalidValue;
   }
   return dispatch(args, p.w.format, overlap, stream);

@@ -26,7 +26,10 @@
 
 namespace jewel::cuda {
 
-enum class TileFormat : uint8_t { kF8E4M3, kBF16 };
+// How weights are stored, and as what they are multiplied. The sums of kF8E4M3F16 are those of FP8 weights and
+// FP16 activations: exact weights, activations with eleven significant bits where BF16 has eight, and a
+// quarter of the instructions that BF16 from E4M3 takes. Only for inputs that FP16 has room for (65,504).
+enum class TileFormat : uint8_t { kF8E4M3, kF8E4M3F16, kBF16 };
 
 // W [n, k] in fragment tiles: FP8 [n/16][k/32][32 lanes][16 bytes], BF16 [n/16][k/16][32 lanes][16 bytes].
 struct TiledWeight {
@@ -35,6 +38,7 @@ struct TiledWeight {
   int n = 0;                         // a multiple of 16
   int k = 0;                         // a multiple of 64
   TileFormat format = TileFormat::kBF16;
+  float x_scale = 1;  // a power of two by which activations come divided, so that FP16 has room for them
 };
 
 constexpr int kMaxDecodeRows = 128;
@@ -44,29 +48,38 @@ constexpr int product_splits(int k) {
   return k >= 6144 ? 4 : 1;
 }
 
-// Where element (row, k) of an activation [rows, k] stands in slot order.
-JEWEL_HOST_DEVICE constexpr int64_t slot_order(int row, int k, int rows) {
-  const int k32 = k % 32, in_lane = k32 / 16 * 4 + (k32 % 4 == 1 ? 2 : k32 % 4 == 2 ? 1 : k32 % 4);
-  return (int64_t{k / 32} * rows + row) * 32 + k32 % 16 / 4 * 8 + in_lane;
+// Where element (row, k) of an activation [rows, k] stands in slot order. Of four values in a row the middle
+// two change places, as BF16 from E4M3 leaves them; FP16 from E4M3 leaves them as they are.
+JEWEL_HOST_DEVICE constexpr int64_t slot_order(int row, int k, int rows, bool f16 = false) {
+  const int k32 = k % 32, four = f16 ? k32 % 4 : k32 % 2 * 2 + k32 % 4 / 2;
+  return (int64_t{k / 32} * rows + row) * 32 + k32 % 16 / 4 * 8 + k32 / 16 * 4 + four;
 }
 
 // Where element (row, k) of an activation [rows, k] stands in "wide order", which wgmma reads from shared
-// memory: BF16 [k / 16][even k, odd k][rows][8], rows rounded up to a multiple of 8; nobody looks at what the
-// rows without a meaning hold.
+// memory: BF16 [k / 16][even k, odd k][rows][8] (FP16: [first two of four k, last two]), rows rounded up to
+// a multiple of 8; nobody looks at what the rows without a meaning hold.
 JEWEL_HOST_DEVICE constexpr int wide_rows(int rows) {
   return (rows + 7) / 8 * 8;
 }
-JEWEL_HOST_DEVICE constexpr int64_t wide_order(int row, int k, int rows) {
-  return (int64_t{k / 16 * 2 + k % 2} * wide_rows(rows) + row) * 8 + k % 16 / 2;
+JEWEL_HOST_DEVICE constexpr int64_t wide_order(int row, int k, int rows, bool f16 = false) {
+  const int part = f16 ? k % 4 / 2 : k % 2, in_part = f16 ? k % 16 / 4 * 2 + k % 2 : k % 16 / 2;
+  return (int64_t{k / 16 * 2 + part} * wide_rows(rows) + row) * 8 + in_part;
 }
 
 // natural: BF16 [rows, k]. An activation in another order takes wide_rows(rows) rows of memory.
-enum class XOrder : uint8_t { kSlots, kNatural, kWide };
+enum class XOrder : uint8_t { kSlots, kNatural, kWide, kSlotsF16, kWideF16 };
+JEWEL_HOST_DEVICE constexpr bool is_f16(XOrder order) {
+  return order == XOrder::kSlotsF16 || order == XOrder::kWideF16;
+}
+
+JEWEL_HOST_DEVICE constexpr bool is_wide(XOrder order) {
+  return order == XOrder::kWide || order == XOrder::kWideF16;
+}
 
 JEWEL_HOST_DEVICE constexpr int64_t x_index(XOrder order, int row, int k, int rows, int n_columns) {
-  return order == XOrder::kSlots  ? slot_order(row, k, rows)
-         : order == XOrder::kWide ? wide_order(row, k, rows)
-                                  : int64_t{row} * n_columns + k;
+  return order == XOrder::kNatural                                ? int64_t{row} * n_columns + k
+         : is_wide(order) ? wide_order(row, k, rows, is_f16(order))
+                          : slot_order(row, k, rows, is_f16(order));
 }
 
 // The order in which a product with `w` takes its input from whoever can write any.
@@ -87,7 +100,8 @@ struct DecodeNorm {
 
 enum class DecodeOut : uint8_t {
   kF32,       // out: float [product_splits(k)][rows, n], every split apart
-  kGatedUp,   // rows of W: 8 of gate, 8 of up, in turn. out: BF16 in out_order [n / 2], gelu_tanh(gate) * up
+  kGatedUp,   // rows of W: 8 of gate, 8 of up, in turn. out: in out_order [n / 2], gelu_tanh(gate) * up *
+              // out_scale
   kGatedPle,  // out: BF16 slot order [n], gelu_tanh(sum) * ple[row * ple_stride + column]
   kLogits,    // out: float [rows, n], cap * tanh(sum / cap); cap 0: the sum
 };
@@ -95,7 +109,8 @@ enum class DecodeOut : uint8_t {
 struct DecodeProduct {
   TiledWeight w;
   int rows = 0;  // 1 to kMaxDecodeRows
-  // The input: x, or, where x is null, what `norm` makes, by way of x_scratch: BF16 [rows, k].
+  // The input: x, in an order of the weights' kind, or, where x is null, what `norm` makes, by way of
+  // x_scratch: 16-bit values [wide_rows(rows), k].
   const void* x = nullptr;
   XOrder x_order = XOrder::kSlots;
   DecodeNorm norm;
@@ -104,6 +119,7 @@ struct DecodeProduct {
   DecodeOut out_kind = DecodeOut::kF32;
   void* out = nullptr;
   XOrder out_order = XOrder::kSlots;  // of kGatedUp: what the next product takes
+  float out_scale = 1;                // of kGatedUp: 1 / its x_scale
   const float* ple = nullptr;
   int64_t ple_stride = 0;
   float cap = 0;
@@ -116,7 +132,7 @@ struct DecodeProduct {
 // for one row: docs/cuda-decode.md.)
 cudaError_t launch_decode_product(const DecodeProduct& product, cudaStream_t stream);
 
-// The residual update and norm alone; x may be null (only h_out is wanted), else in slot or wide order.
+// The residual update and norm alone; x may be null (only h_out is wanted), else in any order but natural.
 cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, XOrder x_order,
                                bool overlap, cudaStream_t stream);
 

@@ -6,7 +6,16 @@
 
 #include "backend/cuda/decode_tiles.h"
 
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#include "backend/cuda/prefill_ptx.h"
+#endif
+
 namespace jewel::cuda {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+template <TileFormat kFormat>
+constexpr WgmmaType kWgmmaType = kFormat == TileFormat::kF8E4M3F16 ? WgmmaType::kF16 : WgmmaType::kBF16;
+#endif
 
 struct ProductArgs {
   const uint8_t* tiles;
@@ -18,10 +27,12 @@ struct ProductArgs {
   int rows;
   int n;
   const uint8_t* x;
-  XOrder x_order;
+  XOrder x_order;  // without the type, which the kernels know by their format
   DecodeOut out_kind;
   void* out;
   XOrder out_order;
+  float out_scale;
+  float x_scale;
   const float* ple;
   int64_t ple_stride;
   float cap;
@@ -30,9 +41,14 @@ struct ProductArgs {
 
 constexpr int kRedPitch = 20;  // floats from one activation row to the next: stores without bank conflicts
 
+// Of a finished sum of W's row `row`. A power of two more changes no bit but the exponent's.
+__device__ __forceinline__ float row_scale_of(const ProductArgs& a, int row) {
+  return a.row_scale == nullptr ? a.x_scale : __fmul_rn(__ldg(a.row_scale + row), a.x_scale);
+}
+
 // Scales of the one or two rows of a tile that thread `tid` finishes.
 __device__ __forceinline__ float2 tile_scales(const ProductArgs& a, int row_tile, int tid) {
-  const auto scale_of = [&](int row) { return a.row_scale == nullptr ? 1.0f : __ldg(a.row_scale + row); };
+  const auto scale_of = [&](int row) { return row_scale_of(a, row); };
   const int row = min(row_tile, a.row_tiles - 1) * 16;
   if (a.out_kind == DecodeOut::kGatedUp) return {scale_of(row + tid % 8), scale_of(row + 8 + tid % 8)};
   return {scale_of(row + tid % 16), 0};
@@ -57,9 +73,15 @@ __device__ __forceinline__ void store_value(const ProductArgs& a, int split, int
     static_cast<float*>(a.out)[static_cast<int64_t>(row) * a.n + column] = capped(value, a.cap);
   }
 }
+// The same in the type of out_order, as bits.
+__device__ __forceinline__ uint16_t gated_bits(const ProductArgs& a, float gate, float up) {
+  const float value = __fmul_rn(gelu_tanh(gate), up);
+  return is_f16(a.out_order) ? __half_as_ushort(__float2half_rn(__fmul_rn(value, a.out_scale)))
+                             : __bfloat16_as_ushort(__float2bfloat16_rn(value));
+}
 __device__ __forceinline__ void store_gated(const ProductArgs& a, int row, int feature, float gate,
                                             float up) {
-  static_cast<__nv_bfloat16*>(a.out)[x_index(a.out_order, row, feature, a.rows, a.n / 2)] = gated(gate, up);
+  static_cast<uint16_t*>(a.out)[x_index(a.out_order, row, feature, a.rows, a.n / 2)] = gated_bits(a, gate, up);
 }
 
 // One warp's sums of a row tile, to shared memory [rows][kRedPitch].
@@ -152,6 +174,14 @@ inline int blocks_per_split(int row_groups, int splits, int blocks_per_sm) {
   return (row_groups + per_block - 1) / per_block;
 }
 
+// What act.operator()<format>() returns.
+template <class Do>
+auto with_format(TileFormat format, const Do& act) {
+  return format == TileFormat::kF8E4M3      ? act.template operator()<TileFormat::kF8E4M3>()
+         : format == TileFormat::kF8E4M3F16 ? act.template operator()<TileFormat::kF8E4M3F16>()
+                                            : act.template operator()<TileFormat::kBF16>();
+}
+
 // A launcher of bool takes the product or returns false where its shape or the device's shared memory is not
 // for it.
 
@@ -168,7 +198,7 @@ cudaError_t launch_wide_rows(ProductArgs& args, TileFormat format, bool overlap,
 
 // decode_product_spread.cu: more than 16 rows on sm_90, x in wide order; only where takes_spread_rows().
 bool takes_spread_rows(const TiledWeight& w, int rows);
-cudaError_t launch_spread_rows(ProductArgs& args, bool overlap, cudaStream_t stream);
+cudaError_t launch_spread_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
 
 // decode_product_many.cu: more than 8 rows, K in such runs.
 bool launch_many_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream,

@@ -17,7 +17,7 @@ constexpr int kSlots = 2;
 
 template <TileFormat kFormat, int kRun>
 struct FewRows {
-  static constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;
+  static constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;
   static constexpr int kGroup = kRun / 2;                   // pieces per copy group: two groups a row tile
   static constexpr int kHeld = kRun <= 10 ? kRun : kGroup;  // pieces of the first row tile in registers
   static constexpr int kGroupBytes = kGroup * kPieceBytes;
@@ -131,7 +131,7 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   float acc[1][4];
   const auto multiply = [&](const TileA& tile, int piece) {
     const uint4 b = *reinterpret_cast<const uint4*>(x_lane + piece * x_step);
-    multiply_piece(acc[0], tile, b);
+    multiply_piece<kFormat>(acc[0], tile, b);
   };
   int slot = 0;
   const auto multiply_group = [&](int group) {
@@ -219,8 +219,9 @@ bool launch_format(ProductArgs& a, bool overlap, cudaStream_t stream, cudaError_
 bool launch_few_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream,
                      cudaError_t& error) {
   if (a.rows > 8) return false;
-  return format == TileFormat::kF8E4M3 ? launch_format<TileFormat::kF8E4M3>(a, overlap, stream, error)
-                                       : launch_format<TileFormat::kBF16>(a, overlap, stream, error);
+  return with_format(format, [&]<TileFormat kFormat>() {
+    return launch_format<kFormat>(a, overlap, stream, error);
+  });
 }
 
 }  // namespace jewel::cuda

@@ -13,9 +13,9 @@ constexpr int kRedRows = 16;  // activation rows whose sums pass through shared 
 
 template <TileFormat kFormat, int kRun, int kColumnTiles>
 struct ManyRows {
-  static constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;
+  static constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;
   static constexpr int kSlots =
-      kFormat == TileFormat::kF8E4M3 && kColumnTiles == 2 && kRun <= 10 ? kRun : kRun / 2;
+      kFormat != TileFormat::kBF16 && kColumnTiles == 2 && kRun <= 10 ? kRun : kRun / 2;
   static constexpr int kWarpBytes = kSlots * kPieceBytes;
   static constexpr int kRingBytes = kTeams * kProductWarps * kWarpBytes;
   static constexpr int kRedFloats = kProductWarps * kRedRows * kRedPitch;
@@ -124,7 +124,7 @@ __global__ __launch_bounds__(kTeams* kProductThreads,
 #pragma unroll
       for (int j = 0; j < kColumnTiles; ++j) {
         const uint4 b = *reinterpret_cast<const uint4*>(x + x_offset[j]);
-        multiply_piece(acc[j], tile, b);
+        multiply_piece<kFormat>(acc[j], tile, b);
       }
       x += step_bytes;
       if (i + K::kSlots < kRun) {
@@ -170,7 +170,7 @@ cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
 template <TileFormat kFormat, int kRun, class Do>
 bool with_tiles(int rows, const Do& act) {
   const int limit = product_device().shared_per_block;
-  if constexpr (kFormat == TileFormat::kF8E4M3 && kRun <= 10) {
+  if constexpr (kFormat != TileFormat::kBF16 && kRun <= 10) {
     if (rows > 16 && ManyRows<kFormat, kRun, 4>::kSharedBytes <= limit) {
       act.template operator()<4>();
       return true;
@@ -216,8 +216,9 @@ bool launch_format(ProductArgs& a, bool overlap, cudaStream_t stream, cudaError_
 
 bool launch_many_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream,
                       cudaError_t& error) {
-  return format == TileFormat::kF8E4M3 ? launch_format<TileFormat::kF8E4M3>(a, overlap, stream, error)
-                                       : launch_format<TileFormat::kBF16>(a, overlap, stream, error);
+  return with_format(format, [&]<TileFormat kFormat>() {
+    return launch_format<kFormat>(a, overlap, stream, error);
+  });
 }
 
 }  // namespace jewel::cuda

@@ -11,7 +11,7 @@ namespace {
 // kSteps: pieces of K in flight per warp.
 template <TileFormat kFormat, int kColumnTiles, int kRowTiles, int kSteps>
 struct SeveralRows {
-  static constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;
+  static constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;
   static constexpr int kStepBytes = kRowTiles * kPieceBytes + kColumnTiles * 512;
   static constexpr int kDepth = kSteps;
   static constexpr int kWarpBytes = kDepth * kStepBytes;
@@ -114,7 +114,7 @@ __global__ __launch_bounds__(kProductThreads) void several_rows_kernel(
         if (a.x_order == XOrder::kNatural) b = slots_from_natural({b.x, b.y}, {b.z, b.w});
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) {
-          multiply_piece(acc[r][j], tile[r], b);
+          multiply_piece<kFormat>(acc[r][j], tile[r], b);
         }
       }
       if (copy_group < row_groups) {
@@ -168,7 +168,7 @@ cudaError_t dispatch(ProductArgs& a, bool overlap, cudaStream_t stream) {
     return a.rows <= 32 ? launch<kFormat, 4, 1, 2>(a, overlap, stream)
                         : launch<kFormat, 2, 4, 2>(a, overlap, stream);
   }
-  constexpr bool kBytes = kFormat == TileFormat::kF8E4M3;
+  constexpr bool kBytes = kFormat != TileFormat::kBF16;
   if (a.rows <= 16) return launch<kFormat, 2, 1, 8>(a, overlap, stream);
   if (a.rows <= 32) return launch<kFormat, 4, 1, kBytes ? 8 : 6>(a, overlap, stream);
   return launch<kFormat, 8, 2, kBytes ? 4 : 3>(a, overlap, stream);
@@ -177,8 +177,7 @@ cudaError_t dispatch(ProductArgs& a, bool overlap, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t launch_several_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {
-  return format == TileFormat::kF8E4M3 ? dispatch<TileFormat::kF8E4M3>(a, overlap, stream)
-                                       : dispatch<TileFormat::kBF16>(a, overlap, stream);
+  return with_format(format, [&]<TileFormat kFormat>() { return dispatch<kFormat>(a, overlap, stream); });
 }
 
 }  // namespace jewel::cuda

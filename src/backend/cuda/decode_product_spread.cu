@@ -12,10 +12,6 @@
 #include "backend/cuda/cluster.h"
 #include "backend/cuda/decode_product_args.h"
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#include "backend/cuda/prefill_ptx.h"
-#endif
-
 namespace jewel::cuda {
 namespace {
 
@@ -43,7 +39,7 @@ struct Spread {
   static_assert(kRun % kPair == 0 && kSharedBytes <= kSharedLimit);
 };
 
-template <class K>
+template <TileFormat kFormat, class K>
 __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_constant__ ProductArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(128) uint8_t shared[];
@@ -68,7 +64,7 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
     fetch_bulk(stages + pair % K::kStages * K::kStageBytes, x + pair * kPair * piece_bytes,
                kPair * piece_bytes, barrier);
   };
-  RawPiece<TileFormat::kF8E4M3> raw[K::kHeld];
+  RawPiece<kFormat> raw[K::kHeld];
   const auto load_piece = [&](int row_tile, int piece) {
     raw[piece % K::kHeld].v[0] = load_once(
         a.tiles + (static_cast<int64_t>(row_tile) * a.k32 + run * K::kRun + piece) * kPieceBytes + lane * 16);
@@ -103,8 +99,9 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
     const auto multiply = [&](Piece& w, uint32_t from, bool keep) {
       hold(w[0]), hold(w[1]);
       wgmma_fence();
-      Wgmma<K::kColumns, false>::run(acc, w[0], plain_descriptor(from, column_bytes), keep);
-      Wgmma<K::kColumns, false>::run(acc, w[1], plain_descriptor(from + 2 * column_bytes, column_bytes), 1);
+      using Multiply = Wgmma<K::kColumns, kWgmmaType<kFormat>>;
+      Multiply::run(acc, w[0], plain_descriptor(from, column_bytes), keep);
+      Multiply::run(acc, w[1], plain_descriptor(from + 2 * column_bytes, column_bytes), 1);
       wgmma_commit();
     };
     // A piece is multiplied while the next is converted.
@@ -175,10 +172,7 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
         }
       }
       const int tile = 4 * row_group + who / 32, g = who % 32 / 4, row = i / 2 * 8 + who % 4 * 2;
-      const auto scale_of = [&](int of_tile) {
-        return a.row_scale == nullptr ? 1.0f : __ldg(a.row_scale + tile * 16 + of_tile);
-      };
-      const float scales[2] = {scale_of(g), scale_of(g + 8)};
+      const float scales[2] = {row_scale_of(a, tile * 16 + g), row_scale_of(a, tile * 16 + g + 8)};
       const auto finish = [&](int of_step, float low, float high) {
         if (of_step >= a.rows) return;
         low = __fmul_rn(low, scales[0]), high = __fmul_rn(high, scales[1]);
@@ -201,10 +195,10 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
 #endif
 }
 
-template <int kColumns, int kRun>
+template <TileFormat kFormat, int kColumns, int kRun>
 cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
   using K = Spread<kColumns, kRun>;
-  const auto kernel = spread_kernel<K>;
+  const auto kernel = spread_kernel<kFormat, K>;
   const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
@@ -217,12 +211,12 @@ cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
   return launch_kernel<ProductArgs>(kernel, shape, stream, a);
 }
 
-template <int kRun>
+template <TileFormat kFormat, int kRun>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  if (a.rows <= 32) return launch_as<32, kRun>(a, overlap, stream);
-  if (a.rows <= 64) return launch_as<64, kRun>(a, overlap, stream);
-  if (a.rows <= 104) return launch_as<104, kRun>(a, overlap, stream);
-  return launch_as<128, kRun>(a, overlap, stream);
+  if (a.rows <= 32) return launch_as<kFormat, 32, kRun>(a, overlap, stream);
+  if (a.rows <= 64) return launch_as<kFormat, 64, kRun>(a, overlap, stream);
+  if (a.rows <= 104) return launch_as<kFormat, 104, kRun>(a, overlap, stream);
+  return launch_as<kFormat, 128, kRun>(a, overlap, stream);
 }
 
 // Calls act.operator()<pieces of a run>() if there are kernels for it.
@@ -252,14 +246,17 @@ bool with_run(int run, const Do& act) {
 // kernel.)
 bool takes_spread_rows(const TiledWeight& w, int rows) {
   const int run = w.k / 32 / kRuns;
-  return product_device().wgmma && w.format == TileFormat::kF8E4M3 && rows > 16 && rows <= kMaxDecodeRows &&
+  return product_device().wgmma && w.format != TileFormat::kBF16 && rows > 16 && rows <= kMaxDecodeRows &&
          product_splits(w.k) == 1 && w.n % 64 == 0 && w.n >= 1024 && run * kRuns * 32 == w.k &&
          with_run(run, []<int kRun>() {});
 }
 
-cudaError_t launch_spread_rows(ProductArgs& a, bool overlap, cudaStream_t stream) {
+cudaError_t launch_spread_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
-  with_run(a.k32 / kRuns, [&]<int kRun>() { error = launch<kRun>(a, overlap, stream); });
+  with_run(a.k32 / kRuns, [&]<int kRun>() {
+    error = format == TileFormat::kF8E4M3F16 ? launch<TileFormat::kF8E4M3F16, kRun>(a, overlap, stream)
+                                             : launch<TileFormat::kF8E4M3, kRun>(a, overlap, stream);
+  });
   return error;
 }
 

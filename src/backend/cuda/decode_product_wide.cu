@@ -14,10 +14,6 @@
 // H200, and compared for each shape with the kernels of one row by bench/cuda_decode check.
 #include "backend/cuda/decode_product_args.h"
 
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#include "backend/cuda/prefill_ptx.h"
-#endif
-
 namespace jewel::cuda {
 namespace {
 
@@ -44,7 +40,7 @@ struct Wide {
   // Whether a lane's sums of the runs so far stay in its registers.
   static constexpr bool kSumsStay = kRunGroups == 1 && 2 * kSums + 56 <= kRegisters;
 
-  static constexpr int kPieceBytes = kFormat == TileFormat::kF8E4M3 ? 512 : 1024;
+  static constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;
   static constexpr int kSumBytes = kSumsStay ? 0 : kTileGroups * kGroupThreads * kSums * 4;
   static constexpr int kStageBytes = kPair * 64 * kColumns;
   static constexpr int kStages = kPairs;  // each pair of a run has its stage
@@ -95,14 +91,11 @@ template <class K, class Sum>
 __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int row_tile, int lane,
                                             const Sum& sum) {
   const int g = lane / 4, first = lane % 4 * 2;
-  const auto scale_of = [&](int row) {
-    return a.row_scale == nullptr ? 1.0f : __ldg(a.row_scale + row_tile * 16 + row);
-  };
-  const float scales[2] = {scale_of(g), scale_of(g + 8)};
+  const float scales[2] = {row_scale_of(a, row_tile * 16 + g), row_scale_of(a, row_tile * 16 + g + 8)};
   const int width = a.out_kind == DecodeOut::kGatedUp ? a.n / 2 : a.n;
   const int64_t row_stride = a.out_kind != DecodeOut::kGatedUp ? a.n
-                             : a.out_order == XOrder::kWide    ? 8
-                             : a.out_order == XOrder::kSlots   ? 32
+                             : is_wide(a.out_order)            ? 8
+                             : a.out_order != XOrder::kNatural ? 32
                                                                : width;
   const auto each = [&](const auto& store) {
 #pragma unroll
@@ -113,10 +106,9 @@ __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int
     }
   };
   if (a.out_kind == DecodeOut::kGatedUp) {
-    auto* out =
-        static_cast<__nv_bfloat16*>(a.out) + x_index(a.out_order, first, row_tile * 8 + g, a.rows, width);
+    auto* out = static_cast<uint16_t*>(a.out) + x_index(a.out_order, first, row_tile * 8 + g, a.rows, width);
     each([&](bool wanted, int64_t at, float gate, float up) {
-      const __nv_bfloat16 value = gated(gate, up);  // before the question, so that several are under way
+      const uint16_t value = gated_bits(a, gate, up);  // before the question, so that several are under way
       if (wanted) out[at] = value;
     });
     return;
@@ -231,8 +223,9 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
   const auto multiply = [&](Piece& w, uint32_t x, bool keep) {
     hold(w[0]), hold(w[1]);
     wgmma_fence();
-    Wgmma<K::kColumns, false>::run(acc, w[0], plain_descriptor(x, column_bytes), keep);
-    Wgmma<K::kColumns, false>::run(acc, w[1], plain_descriptor(x + 2 * column_bytes, column_bytes), 1);
+    using Multiply = Wgmma<K::kColumns, kWgmmaType<kFormat>>;
+    Multiply::run(acc, w[0], plain_descriptor(x, column_bytes), keep);
+    Multiply::run(acc, w[1], plain_descriptor(x + 2 * column_bytes, column_bytes), 1);
     wgmma_commit();
   };
   uint32_t parity = 0;
@@ -388,8 +381,7 @@ bool takes_wide_rows(const TiledWeight& w, int rows) {
 }
 
 cudaError_t launch_wide_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {
-  return format == TileFormat::kF8E4M3 ? launch_format<TileFormat::kF8E4M3>(a, overlap, stream)
-                                       : launch_format<TileFormat::kBF16>(a, overlap, stream);
+  return with_format(format, [&]<TileFormat kFormat>() { return launch_format<kFormat>(a, overlap, stream); });
 }
 
 }  // namespace jewel::cuda

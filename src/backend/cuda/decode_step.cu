@@ -15,14 +15,16 @@ class Chain {
     pending_.eps = s_.eps;
   }
 
-  // next_norm: what stands in front of the kernel after the layer; null where there is none.
-  void layer(const DecodeLayer& l, const float* ple, const float* next_norm) {
+  // next_norm, next: what stands in front of the product after the layer, and its weights; null and n = 0
+  // where there is none.
+  void layer(const DecodeLayer& l, const float* ple, const float* next_norm, const TiledWeight& next) {
     normed(l.qkv, l.input_norm, DecodeOut::kF32, b_.qkv);
     attend(l);
     const int width = l.attention.n_heads * l.attention.head_dim;
     plain(l.o, b_.attended, b_.y, width);
     owe(l.o, l.post_attention_norm, 1);
-    normed(l.gate_up, l.pre_feedforward_norm, DecodeOut::kGatedUp, b_.wide, nullptr, order_for(l.down));
+    normed(l.gate_up, l.pre_feedforward_norm, DecodeOut::kGatedUp, b_.wide, nullptr, order_for(l.down),
+           1 / l.down.x_scale);
     plain(l.down, b_.wide, b_.y, l.gate_up.n / 2);
     if (l.ple_gate.n == 0) {
       owe(l.down, l.post_feedforward_norm, l.layer_scalar);
@@ -30,7 +32,7 @@ class Chain {
     }
     owe(l.down, l.post_feedforward_norm, 1);
     if (!s_.portable && takes_ple(l.ple_gate, l.ple_up, s_.rows.n)) {
-      ple_block(l, ple, next_norm);
+      ple_block(l, ple, next_norm, next);
       return;
     }
     normed(l.ple_gate, nullptr, DecodeOut::kGatedPle, b_.ple_mid, ple);
@@ -72,7 +74,7 @@ class Chain {
     pending_.y = nullptr;
   }
 
-  void ple_block(const DecodeLayer& l, const float* ple, const float* next_norm) {
+  void ple_block(const DecodeLayer& l, const float* ple, const float* next_norm, const TiledWeight& next) {
     pending_.pre_norm = nullptr;
     keep(launch_decode_norm(pending_, s_.rows.n, s_.hidden, b_.x, XOrder::kSlots, true, stream_));
     paid();
@@ -88,7 +90,8 @@ class Chain {
                             .ple = ple,
                             .ple_stride = s_.per_layer_stride,
                             .norm = norm,
-                            .x_out = next_norm != nullptr ? b_.x : nullptr},
+                            .x_out = next_norm != nullptr ? b_.x : nullptr,
+                            .x_out_order = order_for(next)},
                            stream_));
     paid();
     x_is_normed_ = next_norm != nullptr;
@@ -97,16 +100,18 @@ class Chain {
   XOrder order_for(const TiledWeight& w) const { return x_order_of(w, s_.rows.n, s_.portable); }
 
   void normed(const TiledWeight& w, const float* norm, DecodeOut kind, void* out, const float* ple = nullptr,
-              XOrder out_order = XOrder::kSlots) {
+              XOrder out_order = XOrder::kSlots, float out_scale = 1) {
     pending_.pre_norm = norm;
     keep(launch_decode_product({.w = w,
                                 .rows = s_.rows.n,
                                 .x = std::exchange(x_is_normed_, false) ? b_.x : nullptr,
+                                .x_order = order_for(w),
                                 .norm = pending_,
                                 .x_scratch = b_.x,
                                 .out_kind = kind,
                                 .out = out,
                                 .out_order = out_order,
+                                .out_scale = out_scale,
                                 .ple = ple,
                                 .ple_stride = s_.per_layer_stride,
                                 .cap = s_.softcap,
@@ -155,10 +160,11 @@ cudaError_t launch_decode_step(const DecodeStep& step, cudaStream_t stream, floa
   const float* ple = step.per_layer_inputs;
   for (size_t i = 0; i < step.layers.size(); ++i) {
     const DecodeLayer& layer = step.layers[i];
-    const float* next_norm = i + 1 < step.layers.size() ? step.layers[i + 1].input_norm
-                             : step.head.n > 0          ? step.final_norm
-                                                        : nullptr;
-    chain.layer(layer, ple, next_norm);
+    const bool last = i + 1 == step.layers.size();
+    const float* next_norm = !last             ? step.layers[i + 1].input_norm
+                             : step.head.n > 0 ? step.final_norm
+                                               : nullptr;
+    chain.layer(layer, ple, next_norm, last ? step.head : step.layers[i + 1].qkv);
     if (ple != nullptr) ple += layer.ple_gate.n;
   }
   if (step.head.n > 0) {

@@ -96,6 +96,14 @@ __device__ __forceinline__ TileA tile_from_f8(uint4 lane) {
   return {{{g0.x, h0.x, g0.y, h0.y}, {g1.x, h1.x, g1.y, h1.y}}};
 }
 
+// FP16: two instructions for four bytes.
+__device__ __forceinline__ TileA tile_f16_from_f8(uint4 lane) {
+  const auto low = [](uint32_t four) { return f16_of_f8x2(four); };
+  const auto high = [](uint32_t four) { return f16_of_f8x2(four >> 16); };
+  return {{{low(lane.x), low(lane.y), high(lane.x), high(lane.y)},
+           {low(lane.z), low(lane.w), high(lane.z), high(lane.w)}}};
+}
+
 __device__ __forceinline__ TileA tile_from_bf16(uint4 s0, uint4 s1) {
   const auto even = [](uint32_t low, uint32_t high) { return __byte_perm(low, high, 0x5410); };
   const auto odd = [](uint32_t low, uint32_t high) { return __byte_perm(low, high, 0x7632); };
@@ -106,13 +114,15 @@ __device__ __forceinline__ TileA tile_from_bf16(uint4 s0, uint4 s1) {
 // A lane's part of a piece of W, as it stands in memory.
 template <TileFormat kFormat>
 struct RawPiece {
-  static constexpr int kVectors = kFormat == TileFormat::kF8E4M3 ? 1 : 2;  // 512 bytes of a warp apart
+  static constexpr int kVectors = kFormat == TileFormat::kBF16 ? 2 : 1;  // 512 bytes of a warp apart
   uint4 v[kVectors];
 };
 template <TileFormat kFormat>
 __device__ __forceinline__ TileA tile_from(const RawPiece<kFormat>& raw) {
   if constexpr (kFormat == TileFormat::kF8E4M3) {
     return tile_from_f8(raw.v[0]);
+  } else if constexpr (kFormat == TileFormat::kF8E4M3F16) {
+    return tile_f16_from_f8(raw.v[0]);
   } else {
     return tile_from_bf16(raw.v[0], raw.v[1]);
   }
@@ -134,7 +144,7 @@ __device__ __forceinline__ TileA read_piece(const uint8_t* lane_bytes) {
 
 // Keeps the conversion of `tiles` where this stands. The assembler would sink it to where it is used, behind
 // the wait for the kernel ahead, to save registers: a condition that needs all of it, and that no weights
-// fulfil (BF16 from E4M3 has no such bits; for BF16 it is harmless), keeps it here.
+// fulfil (neither BF16 nor FP16 from E4M3 has such bits; for BF16 it is harmless), keeps it here.
 template <int kTiles>
 __device__ __forceinline__ void convert_here(const TileA (&tiles)[kTiles]) {
   uint32_t all = 0;
@@ -162,8 +172,16 @@ __device__ __forceinline__ uint4 slots_from_natural(uint2 s0, uint2 s1) {
           __byte_perm(s1.x, s1.y, 0x7632)};
 }
 
+template <bool kF16>
 __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                              uint32_t b1) {
+  if constexpr (kF16) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    return;
+  }
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
       "{%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -171,9 +189,11 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
 }
 
 // A piece of W by its 32 columns of eight rows of x, which a lane finds in 16 bytes of slot order.
+template <TileFormat kFormat>
 __device__ __forceinline__ void multiply_piece(float (&c)[4], const TileA& tile, const uint4& x) {
-  multiply_add(c, tile.r[0], x.x, x.y);
-  multiply_add(c, tile.r[1], x.z, x.w);
+  constexpr bool kF16 = kFormat == TileFormat::kF8E4M3F16;
+  multiply_add<kF16>(c, tile.r[0], x.x, x.y);
+  multiply_add<kF16>(c, tile.r[1], x.z, x.w);
 }
 
 // --- residual update and norms -----------------------------------------------------------------------------
@@ -234,8 +254,8 @@ __device__ __forceinline__ void load_row(const float* rows, int row, int hidden,
 }
 
 // One row of DecodeNorm by a block of kProductThreads, h being the thread's columns of norm.h. load_y(part,
-// out) gives the thread's columns of a part of y, where there is an update. `store` takes (column of 4, the
-// values as BF16 in slot order). Every operation is written out, so that no compilation fuses what another
+// out) gives the thread's columns of a part of y, where there is an update. `store` takes (column of 4, its
+// values). Every operation is written out, so that no compilation fuses what another
 // does not: kernels that norm a row in front of a product and the kernel that does nothing else agree bit by
 // bit. `scratch`: kNormScratch floats.
 //
@@ -303,13 +323,21 @@ __device__ __forceinline__ void residual_norm_row(const DecodeNorm& norm, const 
       x = {__fmul_rn(__fmul_rn(x.x, r), w.x), __fmul_rn(__fmul_rn(x.y, r), w.y),
            __fmul_rn(__fmul_rn(x.z, r), w.z), __fmul_rn(__fmul_rn(x.w, r), w.w)};
     }
-    if (keep) store(4 * i, uint2{pack_bf16(x.x, x.z), pack_bf16(x.y, x.w)});
+    if (keep) store(4 * i, x);
   }
 }
 
-// Byte offset of the four values at `column` (a multiple of 4) of `row` in slot order.
-__device__ __forceinline__ int64_t slot_bytes(int row, int column, int rows) {
-  return (int64_t{column / 32} * rows + row) * 64 + column % 16 / 4 * 16 + column % 32 / 16 * 8;
+// Stores the four values at `column` (a multiple of 4) of `row`, in any order but natural.
+__device__ __forceinline__ void store_four(uint8_t* x, XOrder order, int row, int column, int rows,
+                                           const float4& v) {
+  const uint2 pairs = is_f16(order) ? uint2{pack_f16(v.x, v.y), pack_f16(v.z, v.w)}
+                                    : uint2{pack_bf16(v.x, v.z), pack_bf16(v.y, v.w)};
+  if (is_wide(order)) {
+    *reinterpret_cast<uint32_t*>(x + 2 * wide_order(row, column, rows)) = pairs.x;
+    *reinterpret_cast<uint32_t*>(x + 2 * wide_order(row, column + 1, rows)) = pairs.y;
+  } else {
+    *reinterpret_cast<uint2*>(x + 2 * slot_order(row, column, rows)) = pairs;
+  }
 }
 
 }  // namespace jewel::cuda

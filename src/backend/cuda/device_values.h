@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <cstdint>
 
@@ -14,6 +15,28 @@ __device__ __forceinline__ uint32_t shared_address(const void* p) {
 __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);
+}
+
+__device__ __forceinline__ uint32_t pack_f16(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const uint32_t&>(pair);
+}
+
+// The lower two bytes of x, E4M3, to FP16: exact. Below sm_89 sign, exponent and mantissa move to FP16's
+// places and the product with 2^8 corrects the bias and makes subnormals right (not a number becomes 480).
+__device__ __forceinline__ uint32_t f16_of_f8x2(uint32_t x) {
+#if __CUDA_ARCH__ >= 890
+  uint32_t out;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(out) : "h"(static_cast<uint16_t>(x)));
+  return out;
+#else
+  const uint32_t w = __byte_perm(x, 0, 0x1404);
+  const uint32_t moved = ((w & 0x7f007f00u) >> 1) | (w & 0x80008000u);
+  const uint32_t scale = 0x5c005c00u;  // 2^8
+  const __half2 out =
+      __hmul2(reinterpret_cast<const __half2&>(moved), reinterpret_cast<const __half2&>(scale));
+  return reinterpret_cast<const uint32_t&>(out);
+#endif
 }
 
 __device__ __forceinline__ float4 load_bf16x4(const __nv_bfloat16* p) {

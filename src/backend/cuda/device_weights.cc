@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <mutex>
 #include <thread>
@@ -17,6 +18,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr float kLargestF16 = 65'504;
 constexpr size_t kStagingBytes = size_t{32} << 20;
 
 double seconds_since(Clock::time_point start) {
@@ -84,6 +86,7 @@ class DeviceWeights::Loader {
     for (const DecoderLayerWeights& layer : weights_.layers) out.layers.push_back(decoder_layer(layer));
     out.norm = vector(weights_.norm);
     out.lm_head = tile({{&weights_.lm_head, RowOrder::kPlain}}, options_.head_fp8);
+    out.lm_head.f16_scale = f16_scale_of(weights_.norm);
     out.vision.reset();
     if (weights_.vision) out.vision = vision(*weights_.vision);
     for (const LayerType type : {LayerType::kFull, LayerType::kSliding}) {
@@ -245,6 +248,12 @@ class DeviceWeights::Loader {
     return at;
   }
 
+  // 1 where FP16 has room for every RMS(x) * norm: |RMS(x)| <= sqrt(its length).
+  static float f16_scale_of(const std::vector<float>& norm) {
+    const float most = kLargestF16 / std::sqrt(static_cast<float>(norm.size()));
+    return std::ranges::all_of(norm, [&](float w) { return std::abs(w) <= most; }) ? 1.0f : 0.0f;
+  }
+
   DeviceLayer decoder_layer(const DecoderLayerWeights& w) {
     DeviceLayer out;
     out.qkv =
@@ -252,6 +261,9 @@ class DeviceWeights::Loader {
     out.o = tile({{&w.o_proj, RowOrder::kPlain}});
     out.gate_up = tile({{&w.gate_proj, RowOrder::kGate}, {&w.up_proj, RowOrder::kUp}});
     out.down = tile({{&w.down_proj, RowOrder::kPlain}});
+    out.qkv.f16_scale = f16_scale_of(w.input_layernorm);
+    out.o.f16_scale = 1;  // means of V, whose heads have an RMS of 1
+    out.gate_up.f16_scale = f16_scale_of(w.pre_feedforward_layernorm);
     out.ple_gate = tile({{&w.per_layer_input_gate, RowOrder::kPlain}});
     out.ple_up = tile({{&w.per_layer_projection, RowOrder::kPlain}});
     out.input_norm = vector(w.input_layernorm);
@@ -404,6 +416,7 @@ Result<std::unique_ptr<DeviceWeights>> DeviceWeights::load(const ModelConfig& co
 
   const Clock::time_point copying = Clock::now();
   JEWEL_TRY(loader.run(out->times_));
+  JEWEL_TRY(out->scale_down_inputs(config.text.hidden_size));
   out->times_.copy_s = seconds_since(copying);
   if (!out->ple_on_device) {
     const Clock::time_point table = Clock::now();
@@ -411,6 +424,48 @@ Result<std::unique_ptr<DeviceWeights>> DeviceWeights::load(const ModelConfig& co
     out->times_.ple_host_s = seconds_since(table);
   }
   return out;
+}
+
+// A bound for gelu(g) * u, g = sum of W_gate w RMS(x) over the columns and u likewise: |RMS(x)| <= sqrt(hidden),
+// so |g| <= sqrt(hidden) |W_gate w|, and gelu adds nothing.
+Result<void> DeviceWeights::scale_down_inputs(int hidden_size) {
+  constexpr float kMostScale = 4096;      // beyond, what is small would lose more than BF16 does
+  constexpr float kRoundingOfX = 1.02f;  // the products' inputs are rounded, which may enlarge them
+  size_t most_rows = 0;
+  for (const DeviceLayer& layer : layers) most_rows = std::max(most_rows, static_cast<size_t>(layer.gate_up.n));
+  JEWEL_ASSIGN(const DeviceBuffer buffer, DeviceBuffer::make(most_rows * sizeof(float), "norms of rows"));
+  auto* device_squares = reinterpret_cast<float*>(buffer.data());
+  std::vector<float> squares;
+  for (DeviceLayer& layer : layers) {
+    const DeviceLinear& w = layer.gate_up;
+    if (!w.fp8 || !layer.down.fp8) continue;
+    JEWEL_CUDA_TRY(launch_row_squares({.tiles = w.tiles,
+                                       .row_scale = w.row_scale,
+                                       .column_weight = layer.pre_feedforward_norm,
+                                       .n = w.n,
+                                       .k = w.k,
+                                       .squares = device_squares},
+                                      nullptr),
+                   "norms of rows");
+    squares.resize(static_cast<size_t>(w.n));
+    JEWEL_CUDA_TRY(
+        cudaMemcpy(squares.data(), device_squares, squares.size() * sizeof(float), cudaMemcpyDeviceToHost),
+        "norms of rows");
+    bool known = true;
+    float most = 0;
+    for (size_t tile = 0; tile < squares.size(); tile += 16) {
+      for (size_t i = tile; i < tile + 8; ++i) {  // of gate, and the same of up
+        const float both = squares[i] * squares[i + 8];
+        known = known && std::isfinite(both);
+        most = std::max(most, both);
+      }
+    }
+    const float bound = static_cast<float>(hidden_size) * std::sqrt(most) * kRoundingOfX * kRoundingOfX;
+    float scale = 1;
+    while (scale <= kMostScale && bound > kLargestF16 * scale) scale *= 2;
+    layer.down.f16_scale = known && scale <= kMostScale ? scale : 0;
+  }
+  return {};
 }
 
 // Huge pages: locking millions of small ones takes seconds.

@@ -26,6 +26,8 @@ struct DeviceLinear {
   int n = 0;                          // 0: absent
   int k = 0;
   bool fp8 = false;
+  // Of what it multiplies: a power of two by which FP16 has room for every value; 0: none is known.
+  float f16_scale = 0;
 
   size_t bytes() const { return static_cast<size_t>(n) * static_cast<size_t>(k) * (fp8 ? 1 : 2); }
   // Rows [first, first + count) as a matrix of their own; both multiples of 16.
@@ -121,6 +123,7 @@ class DeviceWeights {
  private:
   class Loader;
   DeviceWeights() = default;
+  Result<void> scale_down_inputs(int hidden_size);
   Result<void> put_ple_on_host(const TensorView& table, int n_threads);
 
   DeviceBuffer memory_;

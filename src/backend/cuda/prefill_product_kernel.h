@@ -120,7 +120,7 @@ template <class Tile, ProductKind kKind>
 __device__ __forceinline__ void multiply(const ProductTask& task, uint32_t stages, uint32_t full,
                                          uint32_t empty, uint32_t& stage, uint32_t& parity,
                                          float (&d)[Tile::kTokens / 2]) {
-  using Step = Wgmma<Tile::kTokens, Tile::kFp8>;
+  using Step = Wgmma<Tile::kTokens, Tile::kFp8 ? WgmmaType::kE4M3 : WgmmaType::kBF16>;
   const uint32_t lane = threadIdx.x % 32, row_tile = threadIdx.x / 32;
   const int n_stages = (task.in + Tile::kStageColumns - 1) / Tile::kStageColumns;
   const uint32_t fragment = Tile::kTokenBytes + row_tile * Tile::kRowTileBytes + lane * 16;

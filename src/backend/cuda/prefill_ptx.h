@@ -149,9 +149,12 @@ __device__ __forceinline__ uint64_t plain_descriptor(uint32_t address, uint32_t 
   return low | uint64_t{128 >> 4} << 32;
 }
 
-// d[n / 2] = (keep ? d : 0) + A B, A 64 x 16 BF16 or 64 x 32 E4M3 in four registers a lane, B n columns of
-// it.
-template <int kColumns, bool kFp8>
+// What wgmma multiplies.
+enum class WgmmaType : uint8_t { kBF16, kF16, kE4M3 };
+
+// d[n / 2] = (keep ? d : 0) + A B, A 64 x 16 of 16 bits or 64 x 32 E4M3 in four registers a lane, B n columns
+// of it.
+template <int kColumns, WgmmaType kType>
 struct Wgmma;
 
 // clang-format off
@@ -167,9 +170,9 @@ struct Wgmma;
 #define JEWEL_L3 "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define JEWEL_L2_HALF "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 
-#define JEWEL_WGMMA(columns, fp8, shape, types, tail, list, operands, a0, a1, a2, a3, b, keep)                          \
+#define JEWEL_WGMMA(columns, type, shape, types, tail, list, operands, a0, a1, a2, a3, b, keep)                          \
   template <>                                                                                                           \
-  struct Wgmma<columns, fp8> {                                                                                          \
+  struct Wgmma<columns, WgmmaType::type> {                                                                                          \
     __device__ static __forceinline__ void run(float (&d)[columns / 2], const uint32_t (&a)[4], uint64_t descriptor,    \
                                                int keep_sums) {                                                         \
       asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " keep ", 0;\nwgmma.mma_async.sync.aligned." shape ".f32." types   \
@@ -179,19 +182,24 @@ struct Wgmma;
     }                                                                                                                   \
   };
 #define JEWEL_OPERANDS(...) __VA_ARGS__
-JEWEL_WGMMA(16, false, "m64n16k16", "bf16.bf16", ", 0", JEWEL_L0_QUARTER, JEWEL_OPERANDS(JEWEL_D8(0)), "%8", "%9", "%10", "%11", "%12", "%13")
-JEWEL_WGMMA(32, false, "m64n32k16", "bf16.bf16", ", 0", JEWEL_L0_HALF, JEWEL_OPERANDS(JEWEL_D8(0), JEWEL_D8(8)), "%16", "%17", "%18", "%19", "%20", "%21")
-JEWEL_WGMMA(64, false, "m64n64k16", "bf16.bf16", ", 0", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
-JEWEL_WGMMA(104, false, "m64n104k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1_PART, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D8(32), JEWEL_D8(40), JEWEL_D4(48)), "%52", "%53", "%54", "%55", "%56", "%57")
-JEWEL_WGMMA(128, false, "m64n128k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
-JEWEL_WGMMA(160, false, "m64n160k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2_HALF, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D8(64), JEWEL_D8(72)), "%80", "%81", "%82", "%83", "%84", "%85")
-JEWEL_WGMMA(192, false, "m64n192k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64)), "%96", "%97", "%98", "%99", "%100", "%101")
-JEWEL_WGMMA(256, false, "m64n256k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2 ", " JEWEL_L3, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64), JEWEL_D32(96)), "%128", "%129", "%130", "%131", "%132", "%133")
-JEWEL_WGMMA(64, true, "m64n64k32", "e4m3.e4m3", "", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
-JEWEL_WGMMA(128, true, "m64n128k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
-JEWEL_WGMMA(160, true, "m64n160k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2_HALF, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D8(64), JEWEL_D8(72)), "%80", "%81", "%82", "%83", "%84", "%85")
-JEWEL_WGMMA(192, true, "m64n192k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64)), "%96", "%97", "%98", "%99", "%100", "%101")
-JEWEL_WGMMA(256, true, "m64n256k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2 ", " JEWEL_L3, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64), JEWEL_D32(96)), "%128", "%129", "%130", "%131", "%132", "%133")
+JEWEL_WGMMA(16, kBF16, "m64n16k16", "bf16.bf16", ", 0", JEWEL_L0_QUARTER, JEWEL_OPERANDS(JEWEL_D8(0)), "%8", "%9", "%10", "%11", "%12", "%13")
+JEWEL_WGMMA(16, kF16, "m64n16k16", "f16.f16", ", 0", JEWEL_L0_QUARTER, JEWEL_OPERANDS(JEWEL_D8(0)), "%8", "%9", "%10", "%11", "%12", "%13")
+JEWEL_WGMMA(32, kBF16, "m64n32k16", "bf16.bf16", ", 0", JEWEL_L0_HALF, JEWEL_OPERANDS(JEWEL_D8(0), JEWEL_D8(8)), "%16", "%17", "%18", "%19", "%20", "%21")
+JEWEL_WGMMA(32, kF16, "m64n32k16", "f16.f16", ", 0", JEWEL_L0_HALF, JEWEL_OPERANDS(JEWEL_D8(0), JEWEL_D8(8)), "%16", "%17", "%18", "%19", "%20", "%21")
+JEWEL_WGMMA(64, kBF16, "m64n64k16", "bf16.bf16", ", 0", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
+JEWEL_WGMMA(64, kF16, "m64n64k16", "f16.f16", ", 0", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
+JEWEL_WGMMA(104, kBF16, "m64n104k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1_PART, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D8(32), JEWEL_D8(40), JEWEL_D4(48)), "%52", "%53", "%54", "%55", "%56", "%57")
+JEWEL_WGMMA(104, kF16, "m64n104k16", "f16.f16", ", 0", JEWEL_L0 ", " JEWEL_L1_PART, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D8(32), JEWEL_D8(40), JEWEL_D4(48)), "%52", "%53", "%54", "%55", "%56", "%57")
+JEWEL_WGMMA(128, kBF16, "m64n128k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
+JEWEL_WGMMA(128, kF16, "m64n128k16", "f16.f16", ", 0", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
+JEWEL_WGMMA(160, kBF16, "m64n160k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2_HALF, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D8(64), JEWEL_D8(72)), "%80", "%81", "%82", "%83", "%84", "%85")
+JEWEL_WGMMA(192, kBF16, "m64n192k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64)), "%96", "%97", "%98", "%99", "%100", "%101")
+JEWEL_WGMMA(256, kBF16, "m64n256k16", "bf16.bf16", ", 0", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2 ", " JEWEL_L3, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64), JEWEL_D32(96)), "%128", "%129", "%130", "%131", "%132", "%133")
+JEWEL_WGMMA(64, kE4M3, "m64n64k32", "e4m3.e4m3", "", JEWEL_L0, JEWEL_OPERANDS(JEWEL_D32(0)), "%32", "%33", "%34", "%35", "%36", "%37")
+JEWEL_WGMMA(128, kE4M3, "m64n128k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32)), "%64", "%65", "%66", "%67", "%68", "%69")
+JEWEL_WGMMA(160, kE4M3, "m64n160k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2_HALF, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D8(64), JEWEL_D8(72)), "%80", "%81", "%82", "%83", "%84", "%85")
+JEWEL_WGMMA(192, kE4M3, "m64n192k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64)), "%96", "%97", "%98", "%99", "%100", "%101")
+JEWEL_WGMMA(256, kE4M3, "m64n256k32", "e4m3.e4m3", "", JEWEL_L0 ", " JEWEL_L1 ", " JEWEL_L2 ", " JEWEL_L3, JEWEL_OPERANDS(JEWEL_D32(0), JEWEL_D32(32), JEWEL_D32(64), JEWEL_D32(96)), "%128", "%129", "%130", "%131", "%132", "%133")
 
 #undef JEWEL_OPERANDS
 #undef JEWEL_WGMMA

@@ -6,12 +6,16 @@
 namespace jewel::cuda {
 namespace {
 
-TiledWeight tiled(const DeviceLinear& w) {
+TiledWeight tiled(const DeviceLinear& w, bool portable) {
+  const bool as_f16 = w.fp8 && w.f16_scale > 0 && !portable;
   return {.tiles = w.tiles,
           .row_scale = w.row_scale,
           .n = w.n,
           .k = w.k,
-          .format = w.fp8 ? TileFormat::kF8E4M3 : TileFormat::kBF16};
+          .format = !w.fp8           ? TileFormat::kBF16
+                    : as_f16         ? TileFormat::kF8E4M3F16
+                                     : TileFormat::kF8E4M3,
+          .x_scale = as_f16 ? w.f16_scale : 1};
 }
 
 class Tail final : public TailPass {
@@ -94,7 +98,7 @@ class Tail final : public TailPass {
                     .attention_design = design_,
                     .per_layer_inputs = ple_,
                     .per_layer_stride = int64_t{n_layers} * p,
-                    .head = tiled(c_.weights.lm_head),
+                    .head = tiled(c_.weights.lm_head, c_.portable),
                     .final_norm = c_.weights.norm,
                     .softcap = text_.final_logit_softcapping,
                     .logits = rows.logits,
@@ -134,7 +138,8 @@ class Tail final : public TailPass {
   // The per-layer projection of layers from `first` on.
   TiledWeight projection(int first) const {
     const int p = text_.hidden_size_per_layer_input;
-    return tiled(c_.weights.per_layer_model_projection.rows(first * p, (text_.n_layers - first) * p));
+    return tiled(c_.weights.per_layer_model_projection.rows(first * p, (text_.n_layers - first) * p),
+                 c_.portable);
   }
 
   AttentionShape widest_shape() const {
@@ -174,12 +179,12 @@ class Tail final : public TailPass {
       const DeviceLayer& w = c_.weights.layers[static_cast<size_t>(i)];
       const AttentionShape shape = c_.pools.shape(i);
       const bool full = shape.window == 0;
-      layers_.push_back({.qkv = tiled(w.qkv),
-                         .o = tiled(w.o),
-                         .gate_up = tiled(w.gate_up),
-                         .down = tiled(w.down),
-                         .ple_gate = tiled(w.ple_gate),
-                         .ple_up = tiled(w.ple_up),
+      layers_.push_back({.qkv = tiled(w.qkv, c_.portable),
+                         .o = tiled(w.o, c_.portable),
+                         .gate_up = tiled(w.gate_up, c_.portable),
+                         .down = tiled(w.down, c_.portable),
+                         .ple_gate = tiled(w.ple_gate, c_.portable),
+                         .ple_up = tiled(w.ple_up, c_.portable),
                          .input_norm = w.input_norm,
                          .post_attention_norm = w.post_attention_norm,
                          .pre_feedforward_norm = w.pre_feedforward_norm,

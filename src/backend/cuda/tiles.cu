@@ -68,6 +68,40 @@ __global__ void quantize_rows_to_tiles(TileRows t) {
   }
 }
 
+// A block a row tile, its warps share K. A lane has rows g and g + 8 (f8_offset).
+constexpr int kSquaresWarps = 8;
+__global__ void __launch_bounds__(32 * kSquaresWarps) row_squares(RowSquares r) {
+  __shared__ float sums[kSquaresWarps][16];
+  const int tile = static_cast<int>(blockIdx.x), warp = static_cast<int>(threadIdx.x) / 32,
+            lane = static_cast<int>(threadIdx.x) % 32;
+  const int pieces = r.k / 32;
+  const auto* from = static_cast<const uint4*>(r.tiles) + static_cast<int64_t>(tile) * pieces * 32 + lane;
+  float sum[2] = {};
+  for (int piece = warp; piece < pieces; piece += kSquaresWarps) {
+    const uint4 v = from[piece * 32];
+    const uint32_t words[4] = {v.x, v.y, v.z, v.w};  // [16 columns of 32][row]
+    for (int i = 0; i < 16; ++i) {
+      __nv_fp8_e4m3 code;
+      code.__x = static_cast<__nv_fp8_storage_t>(words[i / 4] >> (i % 4 * 8));
+      const int k = piece * 32 + i / 8 * 16 + lane % 4 * 4 + i % 4;
+      const float value = static_cast<float>(code) * r.column_weight[k];
+      sum[i / 4 % 2] += value * value;
+    }
+  }
+  for (float& s : sum) {
+    s += __shfl_xor_sync(~0u, s, 1);
+    s += __shfl_xor_sync(~0u, s, 2);
+  }
+  if (lane % 4 == 0) sums[warp][lane / 4] = sum[0], sums[warp][8 + lane / 4] = sum[1];
+  __syncthreads();
+  if (threadIdx.x >= 16) return;
+  const int row = tile * 16 + static_cast<int>(threadIdx.x);
+  const float scale = r.row_scale != nullptr ? r.row_scale[row] : 1.0f;
+  float all = 0;
+  for (const auto& of_warp : sums) all += of_warp[threadIdx.x];
+  r.squares[row] = all * scale * scale;
+}
+
 __global__ void scatter_scales(ScatterScales s) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i < s.n) s.row_scale[tile_row(s.order, s.base, i)] = s.scale[s.n_scales == 1 ? 0 : i];
@@ -82,6 +116,13 @@ cudaError_t launch_tile_rows(const TileRows& tile, cudaStream_t stream) {
     quantize_rows_to_tiles<<<blocks, 256, 0, stream>>>(tile);
   else
     copy_rows<<<blocks, 256, 0, stream>>>(tile);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_row_squares(const RowSquares& rows, cudaStream_t stream) {
+  if (rows.n % 16 != 0 || rows.k % 32 != 0) return cudaErrorInvalidValue;
+  if (rows.n == 0) return cudaSuccess;
+  row_squares<<<static_cast<unsigned>(rows.n / 16), 32 * kSquaresWarps, 0, stream>>>(rows);
   return cudaGetLastError();
 }
 

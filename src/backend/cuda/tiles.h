@@ -32,6 +32,17 @@ struct TileRows {
 
 cudaError_t launch_tile_rows(const TileRows& tile, cudaStream_t stream);
 
+// squares[r] = sum over k of (row_scale[r] W[r, k] column_weight[k])^2, by the tiles' rows; FP8 tiles.
+struct RowSquares {
+  const void* tiles = nullptr;
+  const float* row_scale = nullptr;      // null: 1
+  const float* column_weight = nullptr;  // [k]
+  int n = 0;
+  int k = 0;
+  float* squares = nullptr;  // [n]
+};
+cudaError_t launch_row_squares(const RowSquares& rows, cudaStream_t stream);
+
 // row_scale[map(r)] = scale[r], or scale[0] for every r where n_scales is 1.
 struct ScatterScales {
   const float* scale = nullptr;
