@@ -330,6 +330,7 @@ void measure(const Flags& flags) {
     const EnergyCounter counter;
     for (const int n : {1, 32}) {
       if (flags.joules == 0) break;
+      if (!flags.batches.empty() && std::ranges::find(flags.batches, n) == flags.batches.end()) continue;
       if (!counter.good()) {
         fmt::print("joules: no NVML on this machine\n");
         break;

@@ -27,7 +27,7 @@ struct FewRows {
   static size_t shared_bytes(int rows) {
     const int red_rows = rows + rows % 2;
     return kRingBytes + static_cast<size_t>(64 * kRun * kProductWarps * rows) +
-           sizeof(float) * static_cast<size_t>(2 * kProductWarps * red_rows * kRedPitch) + 16;
+           sizeof(float) * static_cast<size_t>(2 * kProductWarps * red_rows * kRedPitch) + 32;
   }
 };
 
@@ -40,7 +40,9 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   const int red_rows = a.rows + a.rows % 2;
   uint8_t* x_shared = shared + K::kRingBytes;
   float* red = reinterpret_cast<float*>(x_shared + 64 * kRun * kProductWarps * a.rows);
-  const uint32_t x_arrived = shared_address(red + 2 * kProductWarps * red_rows * kRedPitch);
+  auto* zeros = reinterpret_cast<uint4*>(red + 2 * kProductWarps * red_rows * kRedPitch);
+  const uint32_t x_arrived = shared_address(zeros + 1);
+  if (tid == 32) *zeros = {};
   if (a.bulk_x && tid == 0) {
     start_barrier(x_arrived);
     expect_bulk(static_cast<uint32_t>(64 * kRun * kProductWarps * a.rows), x_arrived);
@@ -125,8 +127,11 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   }
   __syncthreads();
   if (a.bulk_x) wait_for_bulk(x_arrived);
-  const int x_step = a.rows * 64;
-  const uint8_t* x_lane = x_shared + warp * kRun * x_step + min(lane / 4, a.rows - 1) * 64 + lane % 4 * 16;
+  // Columns of the instruction beyond the step's rows are zeros: the tensor cores then take fewer joules.
+  const bool has_row = lane / 4 < a.rows;
+  const int x_step = has_row ? a.rows * 64 : 0;
+  const uint8_t* x_lane = has_row ? x_shared + warp * kRun * x_step + lane / 4 * 64 + lane % 4 * 16
+                                  : reinterpret_cast<const uint8_t*>(zeros);
 
   float acc[1][4];
   const auto multiply = [&](const TileA& tile, int piece) {

@@ -213,6 +213,7 @@ cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
 
 template <TileFormat kFormat, int kRun>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
+  if (a.rows <= 16) return launch_as<kFormat, 16, kRun>(a, overlap, stream);
   if (a.rows <= 32) return launch_as<kFormat, 32, kRun>(a, overlap, stream);
   if (a.rows <= 64) return launch_as<kFormat, 64, kRun>(a, overlap, stream);
   if (a.rows <= 104) return launch_as<kFormat, 104, kRun>(a, overlap, stream);
@@ -246,7 +247,7 @@ bool with_run(int run, const Do& act) {
 // kernel.)
 bool takes_spread_rows(const TiledWeight& w, int rows) {
   const int run = w.k / 32 / kRuns;
-  return product_device().wgmma && w.format != TileFormat::kBF16 && rows > 16 && rows <= kMaxDecodeRows &&
+  return product_device().wgmma && w.format != TileFormat::kBF16 && rows > 8 && rows <= kMaxDecodeRows &&
          product_splits(w.k) == 1 && w.n % 64 == 0 && w.n >= 1024 && run * kRuns * 32 == w.k &&
          with_run(run, []<int kRun>() {});
 }

@@ -48,7 +48,9 @@ struct Wide {
   static constexpr int shared_beside(int ring) {
     return kWarps * ring + kXBytes + kSumBytes + 2 * kRunGroups * kStages * 8;
   }
-  static constexpr int kWarpRing = shared_beside(8192) <= kSharedLimit ? 8192 : 4096;
+  // Deeper rings are slower: what is under way delays x and the end of the kernel ahead.
+  static constexpr int kWantedRing = kFormat == TileFormat::kBF16 ? 8192 : kColumns <= 32 ? 6144 : 4096;
+  static constexpr int kWarpRing = shared_beside(kWantedRing) <= kSharedLimit ? kWantedRing : 4096;
   static constexpr int kPairBytes = kPair * kPieceBytes;
   static constexpr int kRingBytes = kWarps * kWarpRing;
   static constexpr int kRingPairs = kWarpRing / kPairBytes;
@@ -180,7 +182,7 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
       for (int i = 0; i < K::kPairBytes; i += 512) copy_async_16(ring_address + slot + i, from + i);
     }
     commit_copies();
-    slot = (slot + K::kPairBytes) % K::kWarpRing;
+    slot = slot + K::kPairBytes == K::kWarpRing ? 0 : slot + K::kPairBytes;
     from += K::kPairBytes;
     if (last_of_run) {
       from += (K::kRunGroups - 1) * kRun * K::kPieceBytes;
@@ -375,7 +377,8 @@ bool takes_wide_rows(const TiledWeight& w, int rows) {
   const int pieces = w.k / 32, splits = product_splits(w.k), sms = product_device().sms;
   // With fewer row tiles (qkv, o) a block's warps have no four of them, and its tensor cores idle; and the
   // fewer rows, the more tiles it takes for this kernel's start and end not to matter.
-  const int row_tiles = w.n / 16 * splits, wanted = (rows > 32 ? 4 : rows > 16 ? 8 : 32) * sms;
+  const int row_tiles = w.n / 16 * splits;
+  const int wanted = (w.format == TileFormat::kBF16 ? (rows > 32 ? 4 : rows > 16 ? 8 : 32) : rows > 16 ? 4 : 8) * sms;
   return product_device().wgmma && rows > 8 && rows <= kMaxDecodeRows && row_tiles > wanted &&
          pieces % (splits * kRuns * kPair) == 0 && with_pairs(pieces, splits, []<int kPairs>() {});
 }
