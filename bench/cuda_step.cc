@@ -57,14 +57,14 @@ class Figures {
     fmt::print("{:<52} {:>10.4g} {}", name, value, unit);
     if (ceiling.value > 0) fmt::print("   ({}: {:.4g})", ceiling.what, ceiling.value);
     if (n > 1) fmt::print("   n = {}", n);
-    if (spread >= 0) fmt::print(", spread {:.2g}", spread);
+    if (spread > 0) fmt::print(", spread {:.2g}", spread);
     fmt::print("\n");
     boost::json::object figure{{"name", name}, {"value", value}, {"unit", unit}, {"n", n}};
     if (ceiling.value > 0) {
       figure["ceiling"] = ceiling.value;
       figure["ceiling_is"] = ceiling.what;
     }
-    if (spread >= 0) figure["spread"] = spread;
+    if (spread > 0) figure["spread"] = spread;
     figures_.push_back(std::move(figure));
   }
   const boost::json::array& all() const { return figures_; }
@@ -203,8 +203,8 @@ class Bench {
   struct Spent {
     double millijoules, tokens, seconds;
   };
-  // Positions go round in [position, position + 512). A thread of its own reads the counter: a reading takes
-  // longer than a step.
+  // Positions go round in [position, position + 512). A thread of its own reads the counter, so that steps do
+  // not wait for readings.
   Spent energy(const EnergyCounter& counter, int n_sequences, int position, double seconds) {
     struct Tick {
       unsigned long long millijoules;
@@ -345,11 +345,12 @@ void measure(const Flags& flags) {
       }
       std::ranges::sort(joules);
       const double median = joules[joules.size() / 2];
-      out.add(fmt::format("decode, batch {}, 512 to 1,024 context, energy", n), median, "J/token",
+      const std::string what = fmt::format("decode, batch {}, 512 to 1,024 context, ", n);
+      out.add(what + "energy", median, "J/token",
               {bytes * 146e-12 / n, "J that reading the weights takes at 146 pJ a byte"}, flags.joules,
               (joules.back() - joules.front()) / median);
-      out.add(fmt::format("the same, a step"), steps_ms, "ms", floor, flags.joules);
-      out.add(fmt::format("the same, the card"), watts, "W", {}, flags.joules);
+      out.add(what + "a step", steps_ms, "ms", floor, flags.joules);
+      out.add(what + "the card", watts, "W", {}, flags.joules);
     }
     for (int s = 0; s < 128; ++s) bench.end(s);
   }
