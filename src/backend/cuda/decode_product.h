@@ -26,8 +26,8 @@
 
 namespace jewel::cuda {
 
-// How weights are stored, and as what they are multiplied. The sums of kF8E4M3F16 are those of FP8 weights and
-// FP16 activations: exact weights, activations with eleven significant bits where BF16 has eight, and a
+// How weights are stored, and as what they are multiplied. The sums of kF8E4M3F16 are those of FP8 weights
+// and FP16 activations: exact weights, activations with eleven significant bits where BF16 has eight, and a
 // quarter of the instructions that BF16 from E4M3 takes. Only for inputs that FP16 has room for (65,504).
 enum class TileFormat : uint8_t { kF8E4M3, kF8E4M3F16, kBF16 };
 
@@ -77,9 +77,9 @@ JEWEL_HOST_DEVICE constexpr bool is_wide(XOrder order) {
 }
 
 JEWEL_HOST_DEVICE constexpr int64_t x_index(XOrder order, int row, int k, int rows, int n_columns) {
-  return order == XOrder::kNatural                                ? int64_t{row} * n_columns + k
-         : is_wide(order) ? wide_order(row, k, rows, is_f16(order))
-                          : slot_order(row, k, rows, is_f16(order));
+  return order == XOrder::kNatural ? int64_t{row} * n_columns + k
+         : is_wide(order)          ? wide_order(row, k, rows, is_f16(order))
+                                   : slot_order(row, k, rows, is_f16(order));
 }
 
 // The order in which a product with `w` takes its input from whoever can write any.

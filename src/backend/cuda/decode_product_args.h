@@ -81,7 +81,8 @@ __device__ __forceinline__ uint16_t gated_bits(const ProductArgs& a, float gate,
 }
 __device__ __forceinline__ void store_gated(const ProductArgs& a, int row, int feature, float gate,
                                             float up) {
-  static_cast<uint16_t*>(a.out)[x_index(a.out_order, row, feature, a.rows, a.n / 2)] = gated_bits(a, gate, up);
+  static_cast<uint16_t*>(a.out)[x_index(a.out_order, row, feature, a.rows, a.n / 2)] =
+      gated_bits(a, gate, up);
 }
 
 // One warp's sums of a row tile, to shared memory [rows][kRedPitch].

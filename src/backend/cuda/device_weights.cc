@@ -426,13 +426,14 @@ Result<std::unique_ptr<DeviceWeights>> DeviceWeights::load(const ModelConfig& co
   return out;
 }
 
-// A bound for gelu(g) * u, g = sum of W_gate w RMS(x) over the columns and u likewise: |RMS(x)| <= sqrt(hidden),
-// so |g| <= sqrt(hidden) |W_gate w|, and gelu adds nothing.
+// A bound for gelu(g) * u, g = sum of W_gate w RMS(x) over the columns and u likewise: |RMS(x)| <=
+// sqrt(hidden), so |g| <= sqrt(hidden) |W_gate w|, and gelu adds nothing.
 Result<void> DeviceWeights::scale_down_inputs(int hidden_size) {
-  constexpr float kMostScale = 4096;      // beyond, what is small would lose more than BF16 does
+  constexpr float kMostScale = 4096;     // beyond, what is small would lose more than BF16 does
   constexpr float kRoundingOfX = 1.02f;  // the products' inputs are rounded, which may enlarge them
   size_t most_rows = 0;
-  for (const DeviceLayer& layer : layers) most_rows = std::max(most_rows, static_cast<size_t>(layer.gate_up.n));
+  for (const DeviceLayer& layer : layers)
+    most_rows = std::max(most_rows, static_cast<size_t>(layer.gate_up.n));
   JEWEL_ASSIGN(const DeviceBuffer buffer, DeviceBuffer::make(most_rows * sizeof(float), "norms of rows"));
   auto* device_squares = reinterpret_cast<float*>(buffer.data());
   std::vector<float> squares;

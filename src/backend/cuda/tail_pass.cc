@@ -12,9 +12,9 @@ TiledWeight tiled(const DeviceLinear& w, bool portable) {
           .row_scale = w.row_scale,
           .n = w.n,
           .k = w.k,
-          .format = !w.fp8           ? TileFormat::kBF16
-                    : as_f16         ? TileFormat::kF8E4M3F16
-                                     : TileFormat::kF8E4M3,
+          .format = !w.fp8   ? TileFormat::kBF16
+                    : as_f16 ? TileFormat::kF8E4M3F16
+                             : TileFormat::kF8E4M3,
           .x_scale = as_f16 ? w.f16_scale : 1};
 }
 

@@ -57,11 +57,11 @@ class ResponsesWriter final : public AnswerWriter {
   }
 
   void add_events(std::string& out, size_t /*choice*/, const Update& update) override {
-    see(update);
-    if (!std::exchange(begun_, true)) {
+    if (!std::exchange(begun_, true)) {  // before anything is seen: this may be the end already
       add_response_event(out, "response.created", "in_progress");
       add_response_event(out, "response.in_progress", "in_progress");
     }
+    see(update);
     for (const ItemChange& change : items_.take(update)) {
       switch (change.what) {
         case What::kOpened:
