@@ -93,7 +93,7 @@ lint: setup-check build/release/build.ninja  ## clang-format, clang-tidy, cargo 
 	@JOBS=$(JOBS) tools/lint.sh
 
 format: setup-check  ## rewrite the C++ and Rust sources in the project's format
-	@git ls-files 'src/*.cc' 'src/*.h' 'tests/*.cc' 'tests/*.h' 'bench/*.cc' 'rust/*.h' | xargs clang-format-19 -i
+	@git ls-files 'src/*.cc' 'src/*.h' 'src/*.cu' 'tests/*.cc' 'tests/*.h' 'bench/*.cc' 'rust/*.h' | xargs clang-format-19 -i
 	@PATH="$$PATH:$$HOME/.cargo/bin" cargo fmt --manifest-path rust/textkit/Cargo.toml
 
 bench: build  ## CPU speed: kernels next to this machine's ceilings, whole steps, the scheduler, the server, the demo model

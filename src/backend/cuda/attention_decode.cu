@@ -165,8 +165,8 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<S>& share
     const int k = (unit.first_head + head) * DIM + column;
     auto* out = static_cast<__nv_bfloat16*>(p.out);
     if (is_f16(p.out_order)) {
-      *reinterpret_cast<uint32_t*>(
-          out + x_index(p.out_order, row, k, p.rows.n, p.shape.n_heads * DIM)) = pack_f16(x, y);
+      *reinterpret_cast<uint32_t*>(out + x_index(p.out_order, row, k, p.rows.n, p.shape.n_heads * DIM)) =
+          pack_f16(x, y);
     } else if (p.out_order != XOrder::kNatural) {
       const int width = p.shape.n_heads * DIM;
       out[x_index(p.out_order, row, k, p.rows.n, width)] = __float2bfloat16_rn(x);

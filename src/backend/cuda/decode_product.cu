@@ -10,7 +10,7 @@ namespace {
 
 template <TileFormat kFormat>
 constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;  // a 16 x 32 piece of W
-constexpr int kDepth = 8;                                                 // pieces in flight per warp
+constexpr int kDepth = 8;                                               // pieces in flight per warp
 
 template <TileFormat kFormat>
 size_t any_shape_shared_bytes(const ProductArgs& a) {

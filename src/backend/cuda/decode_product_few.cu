@@ -224,9 +224,8 @@ bool launch_format(ProductArgs& a, bool overlap, cudaStream_t stream, cudaError_
 bool launch_few_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream,
                      cudaError_t& error) {
   if (a.rows > 8) return false;
-  return with_format(format, [&]<TileFormat kFormat>() {
-    return launch_format<kFormat>(a, overlap, stream, error);
-  });
+  return with_format(format,
+                     [&]<TileFormat kFormat>() { return launch_format<kFormat>(a, overlap, stream, error); });
 }
 
 }  // namespace jewel::cuda

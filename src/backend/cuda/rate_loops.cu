@@ -96,7 +96,8 @@ __global__ void __launch_bounds__(kWgmmaThreads) wgmma_kernel(int repeats, uint3
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < kWgmmaSteps; ++step)
-      Wgmma<kWgmmaColumns, kFp8 ? WgmmaType::kE4M3 : WgmmaType::kBF16>::run(d, a[step], wgmma_descriptor(base + step * 32), 1);
+      Wgmma<kWgmmaColumns, kFp8 ? WgmmaType::kE4M3 : WgmmaType::kBF16>::run(
+          d, a[step], wgmma_descriptor(base + step * 32), 1);
     wgmma_commit();
     wgmma_wait<0>();
   }
