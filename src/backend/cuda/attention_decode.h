@@ -35,7 +35,7 @@ struct DecodeAttention {
   // How many of a piece's eight runs of keys a block takes: 1, 2, 4 or 8, at least 2 at head_dim 256, where
   // it works on two at once; 0 = by the number of rows. Changes no result.
   int runs_a_block = 0;
-  void* out = nullptr;                  // BF16 [rows, n_heads * head_dim]
+  void* out = nullptr;                  // [rows, n_heads * head_dim], 16 bits
   XOrder out_order = XOrder::kNatural;  // of out (decode_product.h)
   void* workspace = nullptr;  // decode_attention_workspace(); zeroed once, then left as it should be found
   int workspace_rows = 0;     // the max_rows it was sized for

@@ -5,9 +5,9 @@
 // product_splits(k) parts by the grid, each part into eight runs of tiles by the warps of a block, each run
 // is added up in the order of k by mma.m16n8k16, runs and parts are added in order.
 //
-// Activations between a kernel of this file and the next product are "slot order": BF16 [k / 32][rows][32],
-// where the 32 values of a row stand so that a lane finds its part of the B operand in 16 bytes; slot_order()
-// says where k stands. `x_order` says which order an input has.
+// Activations between a kernel of this file and the next product are "slot order", [k / 32][rows][32], BF16
+// or FP16 as the weights want them, where the 32 values of a row stand so that a lane finds its part of the B
+// operand in 16 bytes; slot_order() says where k stands. `x_order` says which order an input has.
 //
 // All pointers are device pointers, 16-byte aligned. Launchers enqueue and return; any thread, one stream at
 // a time. With `overlap` a kernel is launched by programmatic dependent launch (sm_90) and fetches its

@@ -3,8 +3,8 @@
 //
 // What a dependency costs is the time from the end of the kernel ahead to the end of this one's first tiles.
 // So everything that does not need the input stands before the wait: a lane holds its part of the first row
-// tile in registers, already as BF16, and the next pieces are under way to a ring in shared memory. Then
-// come the input, two tensor-core instructions a piece, and the sum over the warps. A lane reads from
+// tile in registers, already as 16-bit numbers, and the next pieces are under way to a ring in shared memory.
+// Then come the input, two tensor-core instructions a piece, and the sum over the warps. A lane reads from
 // the ring only what it copied itself, so the ring needs no barrier.
 #include "backend/cuda/decode_product_args.h"
 

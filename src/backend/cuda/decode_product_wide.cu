@@ -378,12 +378,8 @@ bool takes_wide_rows(const TiledWeight& w, int rows) {
   // With fewer row tiles (qkv, o) a block's warps have no four of them, and its tensor cores idle; and the
   // fewer rows, the more tiles it takes for this kernel's start and end not to matter.
   const int row_tiles = w.n / 16 * splits;
-  const int wanted = (w.format == TileFormat::kBF16 ? (rows > 32   ? 4
-                                                       : rows > 16 ? 8
-                                                                   : 32)
-                      : rows > 16                   ? 4
-                                                    : 8) *
-                     sms;
+  const bool bytes = w.format != TileFormat::kBF16;
+  const int wanted = (rows > 32 || (rows > 16 && bytes) ? 4 : rows > 16 || bytes ? 8 : 32) * sms;
   return product_device().wgmma && rows > 8 && rows <= kMaxDecodeRows && row_tiles > wanted &&
          pieces % (splits * kRuns * kPair) == 0 && with_pairs(pieces, splits, []<int kPairs>() {});
 }

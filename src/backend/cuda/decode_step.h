@@ -43,9 +43,9 @@ struct DecodeBuffers {
   float* h[2] = {};                     // [rows, hidden]; the step's input is h[0]
   float* y = nullptr;                   // [4][rows, hidden]
   float* qkv = nullptr;                 // [rows, widest qkv]
-  void* attended = nullptr;             // BF16 [wide_rows(rows), widest n_heads * head_dim]
-  void* x = nullptr;                    // BF16 [wide_rows(rows), hidden]
-  void* wide = nullptr;                 // BF16 [wide_rows(rows), widest intermediate]
+  void* attended = nullptr;             // 16 bits [wide_rows(rows), widest n_heads * head_dim]
+  void* x = nullptr;                    // 16 bits [wide_rows(rows), hidden]
+  void* wide = nullptr;                 // 16 bits [wide_rows(rows), widest intermediate]
   void* ple_mid = nullptr;              // BF16 [rows, P]
   void* attention_workspace = nullptr;  // decode_attention_workspace() of attention_workspace_rows rows
   int attention_workspace_rows = 0;

@@ -1,5 +1,5 @@
-// Device code that the decode kernels share: copies into shared memory, E4M3 to BF16, the tensor-core
-// product, and the residual update with its norms. Included by .cu files alone.
+// Device code that the decode kernels share: copies into shared memory, E4M3 to BF16 and FP16, the
+// tensor-core product, and the residual update with its norms. Included by .cu files alone.
 #pragma once
 
 #include <cuda_bf16.h>
