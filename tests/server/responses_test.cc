@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "api/answers.h"
+#include "server/openai/answer_writer.h"
 #include "server/served_demo.h"
 
 namespace jewel {
@@ -173,6 +174,23 @@ TEST_F(Responses, StreamsTheSameResponse) {
     EXPECT_EQ(comparable(events.back().at("response")), whole);
     EXPECT_EQ(json::value(output_by_deltas(events)), whole.at("output"));
   }
+}
+
+// All of an answer at once, as it comes where nobody read while it was made.
+TEST(ResponsesWriter, BeginsWithoutUsageEvenAtTheEnd) {
+  const auto writer = make_responses_writer({.id = "resp_1", .model = "demo", .repeated = R"("user":null)"});
+  std::string out;
+  writer->add_events(out, 0,
+                     {.prompt = PromptInfo{.prompt_tokens = 3},
+                      .pieces = {{.text = "Jewel"}},
+                      .finish = Finish{.usage = {.prompt_tokens = 3, .completion_tokens = 1}}});
+  writer->add_last_events(out);
+  const std::vector<json::value> events = events_of(out);
+  ASSERT_GE(events.size(), 3U);
+  EXPECT_TRUE(events[0].at("response").at("usage").is_null());
+  EXPECT_TRUE(events[1].at("response").at("usage").is_null());
+  EXPECT_EQ(events.back().at("type"), "response.completed");
+  EXPECT_EQ(events.back().at("response").at("usage").at("total_tokens"), 4);
 }
 
 TEST_F(Responses, NamesItsEvents) {
