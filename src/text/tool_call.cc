@@ -34,7 +34,8 @@ bool equals_ignoring_case(std::string_view s, std::string_view lower) {
 }
 
 // JSON's own grammar of numbers: 007 and 1. and +5 are strings, as a postcode should be. So is what no
-// float64 holds (1e999): clients' parsers disagree about it or refuse the whole object.
+// float64 holds (1e999), and a long exponent of zero (0e66666666666): clients' parsers disagree about them or
+// refuse the whole object.
 bool is_json_number(std::string_view s) {
   size_t i = 0;
   const auto digits = [&] {
@@ -52,7 +53,9 @@ bool is_json_number(std::string_view s) {
   if (i < s.size() && (s[i] == 'e' || s[i] == 'E')) {
     ++i;
     if (i < s.size() && (s[i] == '+' || s[i] == '-')) ++i;
-    if (!digits()) return false;
+    constexpr size_t kMostDigits = 4;
+    const size_t begin = i;
+    if (!digits() || i - begin > kMostDigits) return false;
   }
   if (i != s.size()) return false;
   double value = 0;

@@ -32,6 +32,8 @@ TEST(ToolCall, GrammarAndTolerances) {
       // unquoted strings and odd values
       {"call:f{city:New York,zip:00123,n:+5,d:1.,b:True,z:None,y:nil}", "f",
        R"({"city":"New York","zip":"00123","n":"+5","d":"1.","b":true,"z":null,"y":null})"},
+      {"call:f{a:1e999,b:-0.0e6666666666,c:0e-12345,d:1E0009}", "f",
+       R"({"a":"1e999","b":"-0.0e6666666666","c":"0e-12345","d":1E0009})"},
       {"call:f{a: 1 , b : <|\"|>x<|\"|> , c:[ 1 , 2 ]}", "f", R"({"a":1,"b":"x","c":[1,2]})"},
       {"call:f{a:,b:}", "f", R"({"a":null,"b":null})"},
       {"call:f{\"a\":\"x, \\\"y\\\" }\",<|\"|>b:c<|\"|>:2}", "f", R"({"a":"x, \"y\" }","b:c":2})"},
