@@ -157,7 +157,8 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
       if (32 * warp < 16 * a.rows) {
         // Four values, which stand together in slot order as 0, 2, 1, 3, to one lane; each block gets them.
         const int row = min(tid / 16, a.rows - 1), column = tid % 16;
-        const uint32_t value = __bfloat16_as_ushort(gated(sum_of_runs(sums, red_rows, row, column), ple));
+        const uint32_t value =
+            __bfloat16_as_ushort(__float2bfloat16_rn(gated(sum_of_runs(sums, red_rows, row, column), ple)));
         const uint32_t pair = value | __shfl_down_sync(~0u, value, 2) << 16;
         const uint2 four = {pair, __shfl_down_sync(~0u, pair, 1)};
         if (tid < 16 * a.rows && column % 4 == 0) {

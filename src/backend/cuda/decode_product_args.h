@@ -57,8 +57,8 @@ __device__ __forceinline__ float2 tile_scales(const ProductArgs& a, int row_tile
 __device__ __forceinline__ float capped(float value, float cap) {
   return cap == 0 ? value : __fmul_rn(cap, tanhf(__fdiv_rn(value, cap)));
 }
-__device__ __forceinline__ __nv_bfloat16 gated(float gate, float up) {
-  return __float2bfloat16_rn(__fmul_rn(gelu_tanh(gate), up));
+__device__ __forceinline__ float gated(float gate, float up) {
+  return __fmul_rn(gelu_tanh(gate), up);
 }
 
 // Stores the finished value of `row` and W's row `column` (every kind but kGatedUp).
@@ -68,14 +68,14 @@ __device__ __forceinline__ void store_value(const ProductArgs& a, int split, int
     static_cast<float*>(a.out)[(static_cast<int64_t>(split) * a.rows + row) * a.n + column] = value;
   } else if (a.out_kind == DecodeOut::kGatedPle) {
     static_cast<__nv_bfloat16*>(a.out)[slot_order(row, column, a.rows)] =
-        gated(value, __ldcg(a.ple + row * a.ple_stride + column));
+        __float2bfloat16_rn(gated(value, __ldcg(a.ple + row * a.ple_stride + column)));
   } else {
     static_cast<float*>(a.out)[static_cast<int64_t>(row) * a.n + column] = capped(value, a.cap);
   }
 }
-// The same in the type of out_order, as bits.
+// What kGatedUp stores, in the type of out_order.
 __device__ __forceinline__ uint16_t gated_bits(const ProductArgs& a, float gate, float up) {
-  const float value = __fmul_rn(gelu_tanh(gate), up);
+  const float value = gated(gate, up);
   return is_f16(a.out_order) ? __half_as_ushort(__float2half_rn(__fmul_rn(value, a.out_scale)))
                              : __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
@@ -181,6 +181,16 @@ auto with_format(TileFormat format, const Do& act) {
   return format == TileFormat::kF8E4M3      ? act.template operator()<TileFormat::kF8E4M3>()
          : format == TileFormat::kF8E4M3F16 ? act.template operator()<TileFormat::kF8E4M3F16>()
                                             : act.template operator()<TileFormat::kBF16>();
+}
+
+// What act.operator()<columns>() returns, for the least columns that wide and spread have for so many rows.
+template <class Do>
+auto with_columns(int rows, const Do& act) {
+  return rows <= 16    ? act.template operator()<16>()
+         : rows <= 32  ? act.template operator()<32>()
+         : rows <= 64  ? act.template operator()<64>()
+         : rows <= 104 ? act.template operator()<104>()
+                       : act.template operator()<128>();
 }
 
 // A launcher of bool takes the product or returns false where its shape or the device's shared memory is not

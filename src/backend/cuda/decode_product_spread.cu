@@ -213,11 +213,8 @@ cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
 
 template <TileFormat kFormat, int kRun>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  if (a.rows <= 16) return launch_as<kFormat, 16, kRun>(a, overlap, stream);
-  if (a.rows <= 32) return launch_as<kFormat, 32, kRun>(a, overlap, stream);
-  if (a.rows <= 64) return launch_as<kFormat, 64, kRun>(a, overlap, stream);
-  if (a.rows <= 104) return launch_as<kFormat, 104, kRun>(a, overlap, stream);
-  return launch_as<kFormat, 128, kRun>(a, overlap, stream);
+  return with_columns(a.rows,
+                      [&]<int kColumns>() { return launch_as<kFormat, kColumns, kRun>(a, overlap, stream); });
 }
 
 // Calls act.operator()<pieces of a run>() if there are kernels for it.

@@ -364,11 +364,8 @@ cudaError_t launch_columns(ProductArgs& a, bool overlap, cudaStream_t stream) {
 
 template <TileFormat kFormat>
 cudaError_t launch_format(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  if (a.rows <= 16) return launch_columns<kFormat, 16>(a, overlap, stream);
-  if (a.rows <= 32) return launch_columns<kFormat, 32>(a, overlap, stream);
-  if (a.rows <= 64) return launch_columns<kFormat, 64>(a, overlap, stream);
-  if (a.rows <= 104) return launch_columns<kFormat, 104>(a, overlap, stream);
-  return launch_columns<kFormat, 128>(a, overlap, stream);
+  return with_columns(a.rows,
+                      [&]<int kColumns>() { return launch_columns<kFormat, kColumns>(a, overlap, stream); });
 }
 
 }  // namespace
