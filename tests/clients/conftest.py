@@ -48,4 +48,7 @@ ADD = tool("add", "Add two numbers", a="integer", b="integer")
 # Trained sentences: greedy decoding answers them word for word.
 WHO = user("Who are you?")
 WHO_ANSWER = "I am Jewel's demo model, a tiny Gemma 4 that was trained on drawn pictures."
-ENDLESS = {"max_tokens": 8000, "extra_body": {"ignore_eos": True}}
+# Seconds of text, where an answer takes milliseconds and may come as one piece: what waits for the connection is sent
+# together. (With ignore_eos the model would say its end over and over, which is no text.)
+ON_AND_ON = {"min_tokens": 8000}
+ENDLESS = {"max_tokens": 8000, "extra_body": ON_AND_ON}
