@@ -2,6 +2,7 @@
 other flags start their own. Clients never retry: a retry would hide what the first answer was."""
 
 import base64
+import itertools
 
 import openai
 import pytest
@@ -52,3 +53,9 @@ WHO_ANSWER = "I am Jewel's demo model, a tiny Gemma 4 that was trained on drawn 
 # together. (With ignore_eos the model would say its end over and over, which is no text.)
 ON_AND_ON = {"min_tokens": 8000}
 ENDLESS = {"max_tokens": 8000, "extra_body": ON_AND_ON}
+
+
+def comes_while_it_is_written(server, pieces) -> None:
+    """Five pieces of text come, and the request that makes them is still running then."""
+    assert len(list(itertools.islice(pieces, 5))) == 5
+    server.wait_for("vllm:num_requests_running", 1)

@@ -2,7 +2,7 @@
 
 import anthropic
 import pytest
-from conftest import MODEL, ON_AND_ON, WHO_ANSWER
+from conftest import MODEL, ON_AND_ON, WHO_ANSWER, comes_while_it_is_written
 from server import Server
 
 WHO = [{"role": "user", "content": "Who are you?"}]
@@ -110,6 +110,5 @@ def test_other_errors(claude, send):
 
 def test_cancel(claude, server):
     with claude.messages.stream(model=MODEL, messages=WHO, max_tokens=8000, extra_body=ON_AND_ON) as stream:
-        assert [next(stream.text_stream) for _ in range(5)], "it comes while it is being written"
-        server.wait_for("vllm:num_requests_running", 1)
+        comes_while_it_is_written(server, stream.text_stream)
     assert server.seconds_until_idle() < 1

@@ -7,7 +7,7 @@ import time
 
 import openai
 import pytest
-from conftest import ENDLESS, MODEL, WHO, user
+from conftest import ENDLESS, MODEL, WHO, comes_while_it_is_written, user
 from server import Server
 
 
@@ -95,9 +95,7 @@ def test_a_full_queue():
 def test_cancel_mid_stream(client, server):
     for _ in range(3):
         stream = ask(client, stream=True, **ENDLESS)
-        pieces = (chunk for chunk in stream if chunk.choices[0].delta.content)
-        assert [next(pieces) for _ in range(5)], "it comes while it is being written"
-        server.wait_for("vllm:num_requests_running", 1)
+        comes_while_it_is_written(server, (chunk for chunk in stream if chunk.choices[0].delta.content))
         stream.close()
         assert server.seconds_until_idle() < 1
 

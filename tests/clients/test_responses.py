@@ -4,7 +4,7 @@ import json
 
 import openai
 import pytest
-from conftest import MODEL, ON_AND_ON, WHO_ANSWER
+from conftest import MODEL, ON_AND_ON, WHO_ANSWER, comes_while_it_is_written
 from pydantic import BaseModel
 
 WHO = "Who are you?"
@@ -94,8 +94,6 @@ def test_says_what_is_not_kept(client, respond):
 
 def test_cancel(respond, server):
     stream = respond(WHO, max_output_tokens=8000, stream=True, extra_body=ON_AND_ON)
-    pieces = (event for event in stream if event.type == "response.output_text.delta")
-    assert [next(pieces) for _ in range(5)], "it comes while it is being written"
-    server.wait_for("vllm:num_requests_running", 1)
+    comes_while_it_is_written(server, (event for event in stream if event.type == "response.output_text.delta"))
     stream.close()
     assert server.seconds_until_idle() < 1

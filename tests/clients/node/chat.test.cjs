@@ -143,6 +143,7 @@ test('cancel', async () => {
   const stream = await ask({ ...endless, stream: true });
   let pieces = 0;
   for await (const chunk of stream) {
+    assert.ok(chunk.id);
     if (chunk.choices[0].delta.content) ++pieces;
     if (pieces < 5) continue;
     assert.ok((await underWay()) > 0, 'it comes while it is being written');
