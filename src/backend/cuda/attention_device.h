@@ -64,7 +64,7 @@ struct Number<KvFormat::kBF16> {
 template <>
 struct Number<KvFormat::kF8E4M3> {
   static constexpr float kQueryScale = 0.0625f, kHeadroom = 8;
-  __device__ __forceinline__ static uint32_t pack(float a, float b) { return bits(__floats2half2_rn(a, b)); }
+  __device__ __forceinline__ static uint32_t pack(float a, float b) { return pack_f16(a, b); }
   __device__ __forceinline__ static uint32_t from_bf16(uint32_t x) {
     return pack(__uint_as_float(x << 16) * kQueryScale, __uint_as_float(x & 0xffff0000u) * kQueryScale);
   }

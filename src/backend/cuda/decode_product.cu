@@ -8,20 +8,18 @@
 namespace jewel::cuda {
 namespace {
 
-template <TileFormat kFormat>
-constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;  // a 16 x 32 piece of W
-constexpr int kDepth = 8;                                               // pieces in flight per warp
+constexpr int kDepth = 8;  // pieces of 16 x 32 in flight per warp
 
 template <TileFormat kFormat>
 size_t any_shape_shared_bytes(const ProductArgs& a) {
   const int k32_of_split = (a.k32 + a.splits - 1) / a.splits;
-  return kProductWarps * kDepth * kPieceBytes<kFormat> + size_t{64} * k32_of_split * a.rows +
+  return kProductWarps * kDepth * RawPiece<kFormat>::kBytes + size_t{64} * k32_of_split * a.rows +
          2 * kProductWarps * 8 * kRedPitch * sizeof(float);
 }
 
 template <TileFormat kFormat>
 __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid_constant__ ProductArgs a) {
-  constexpr int kPiece = kPieceBytes<kFormat>;
+  constexpr int kPiece = RawPiece<kFormat>::kBytes;
   constexpr int kRedFloats = kProductWarps * 8 * kRedPitch;
   extern __shared__ __align__(128) uint8_t shared[];
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32, g = lane / 4, t = lane % 4;

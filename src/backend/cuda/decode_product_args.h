@@ -207,7 +207,7 @@ cudaError_t launch_several_rows(ProductArgs& args, TileFormat format, bool overl
 bool takes_wide_rows(const TiledWeight& w, int rows);
 cudaError_t launch_wide_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
 
-// decode_product_spread.cu: more than 16 rows on sm_90, x in wide order; only where takes_spread_rows().
+// decode_product_spread.cu: more than 8 rows on sm_90, x in wide order; only where takes_spread_rows().
 bool takes_spread_rows(const TiledWeight& w, int rows);
 cudaError_t launch_spread_rows(ProductArgs& args, TileFormat format, bool overlap, cudaStream_t stream);
 

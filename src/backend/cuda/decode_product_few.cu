@@ -17,7 +17,7 @@ constexpr int kSlots = 2;
 
 template <TileFormat kFormat, int kRun>
 struct FewRows {
-  static constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;
+  static constexpr int kPieceBytes = RawPiece<kFormat>::kBytes;
   static constexpr int kGroup = kRun / 2;                   // pieces per copy group: two groups a row tile
   static constexpr int kHeld = kRun <= 10 ? kRun : kGroup;  // pieces of the first row tile in registers
   static constexpr int kGroupBytes = kGroup * kPieceBytes;

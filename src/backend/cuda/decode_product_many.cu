@@ -13,7 +13,7 @@ constexpr int kRedRows = 16;  // activation rows whose sums pass through shared 
 
 template <TileFormat kFormat, int kRun, int kColumnTiles>
 struct ManyRows {
-  static constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;
+  static constexpr int kPieceBytes = RawPiece<kFormat>::kBytes;
   static constexpr int kSlots =
       kFormat != TileFormat::kBF16 && kColumnTiles == 2 && kRun <= 10 ? kRun : kRun / 2;
   static constexpr int kWarpBytes = kSlots * kPieceBytes;

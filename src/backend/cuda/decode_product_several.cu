@@ -11,7 +11,7 @@ namespace {
 // kSteps: pieces of K in flight per warp.
 template <TileFormat kFormat, int kColumnTiles, int kRowTiles, int kSteps>
 struct SeveralRows {
-  static constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;
+  static constexpr int kPieceBytes = RawPiece<kFormat>::kBytes;
   static constexpr int kStepBytes = kRowTiles * kPieceBytes + kColumnTiles * 512;
   static constexpr int kDepth = kSteps;
   static constexpr int kWarpBytes = kDepth * kStepBytes;

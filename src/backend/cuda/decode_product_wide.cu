@@ -40,7 +40,7 @@ struct Wide {
   // Whether a lane's sums of the runs so far stay in its registers.
   static constexpr bool kSumsStay = kRunGroups == 1 && 2 * kSums + 56 <= kRegisters;
 
-  static constexpr int kPieceBytes = kFormat == TileFormat::kBF16 ? 1024 : 512;
+  static constexpr int kPieceBytes = RawPiece<kFormat>::kBytes;
   static constexpr int kSumBytes = kSumsStay ? 0 : kTileGroups * kGroupThreads * kSums * 4;
   static constexpr int kStageBytes = kPair * 64 * kColumns;
   static constexpr int kStages = kPairs;  // each pair of a run has its stage

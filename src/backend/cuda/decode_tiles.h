@@ -115,6 +115,7 @@ __device__ __forceinline__ TileA tile_from_bf16(uint4 s0, uint4 s1) {
 template <TileFormat kFormat>
 struct RawPiece {
   static constexpr int kVectors = kFormat == TileFormat::kBF16 ? 2 : 1;  // 512 bytes of a warp apart
+  static constexpr int kBytes = 512 * kVectors;                          // of the whole piece
   uint4 v[kVectors];
 };
 template <TileFormat kFormat>
