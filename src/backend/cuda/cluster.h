@@ -66,6 +66,22 @@ __device__ __forceinline__ float2 load_cluster2(uint32_t address) {
   return v;
 }
 
+// Like fetch_bulk(), to the same place of every block of the cluster whose bit is set in `blocks`, whose own
+// barrier at the same place counts the bytes.
+__device__ __forceinline__ void fetch_bulk_for([[maybe_unused]] uint32_t to,
+                                               [[maybe_unused]] const void* from,
+                                               [[maybe_unused]] uint32_t bytes,
+                                               [[maybe_unused]] uint32_t barrier,
+                                               [[maybe_unused]] uint16_t blocks) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, "
+      "[%3], %4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "h"(blocks)
+      : "memory");
+#endif
+}
+
 // 8 bytes into another block's shared memory; that block's `barrier` (an mbarrier, both addresses by
 // address_in()) counts them.
 __device__ __forceinline__ void send_cluster8([[maybe_unused]] uint32_t to, [[maybe_unused]] uint2 v,

@@ -1,7 +1,12 @@
 // Block `rank` of the cluster computes 16 of the 256 gated values (its warps share K in eight runs, as in
 // decode_product_few.cu) and sends them to all; then 1/16 of the columns of up, which go to the block that
 // norms the row they belong to: row r is block r's. Weights are in registers before the input is there.
+//
+// A step of more rows has a cluster for each 8 or, where so many would not run at once, 16. They share
+// nothing.
 #include "backend/cuda/decode_ple.h"
+
+#include <algorithm>
 
 #include "backend/cuda/cluster.h"
 #include "backend/cuda/decode_product_args.h"
@@ -26,7 +31,6 @@ struct PleArgs {
   uint8_t* x_out;
   XOrder x_out_order;
 };
-
 // hidden = 256 kParts: kParts pieces of K a warp for gate, kParts row tiles a block for up.
 template <int kParts>
 struct Ple {
@@ -63,12 +67,13 @@ __device__ __forceinline__ void convert_tiles(const uint4 (&raw)[kTiles][2], Til
   convert_here(tiles);
 }
 
-// The residual update of this block's row with the y that all blocks sent, and the norm of what follows.
+// The residual update of row `row`, this block's, with the y that all blocks sent, and the norm of what
+// follows.
 template <int kParts>
 __device__ __forceinline__ void norm_row(const PleArgs& a, const Ple<kParts>& at, uint8_t* shared,
-                                         float4 (&h)[kNormVectors], bool keep) {
+                                         float4 (&h)[kNormVectors], int row, bool keep) {
   constexpr int kHidden = Ple<kParts>::kHidden;
-  const int tid = static_cast<int>(threadIdx.x), row = static_cast<int>(blockIdx.x);
+  const int tid = static_cast<int>(threadIdx.x);
   const auto load_y = [&](int, float4(&out)[kNormVectors]) {
 #pragma unroll
     for (int v = 0; v < kNormVectors; ++v) {
@@ -84,14 +89,38 @@ __device__ __forceinline__ void norm_row(const PleArgs& a, const Ple<kParts>& at
                     });
 }
 
-template <int kParts>
+// The cluster's rows of x, [k / 32][rows][64 bytes] in shared memory. In global memory they stand together
+// where the step has no others; of more rows each block fetches a share for all.
+template <class P>
+__device__ __forceinline__ void fetch_x(const PleArgs& a, int first_row, int rows, uint32_t to,
+                                        uint32_t arrived) {
+  const int tid = static_cast<int>(threadIdx.x);
+  if (a.rows == rows) {
+    if (tid == 0) fetch_bulk(to, a.x, static_cast<uint32_t>(P::kK32 * 64 * rows), arrived);
+    return;
+  }
+  cluster_wait();  // all blocks have started: their shared memory can be written
+  constexpr int kShare = P::kK32 / kBlocks;
+  static_assert(P::kK32 % kBlocks == 0);
+  if (tid < kShare) {
+    const int piece = static_cast<int>(blockIdx.x) % kBlocks * kShare + tid;
+    fetch_bulk_for(to + piece * 64 * rows, a.x + (static_cast<int64_t>(piece) * a.rows + first_row) * 64,
+                   static_cast<uint32_t>(64 * rows), arrived, (1 << kBlocks) - 1);
+  }
+}
+
+// A cluster has kColumnTiles times 8 rows, the last of a step what is left.
+template <int kParts, int kColumnTiles>
 __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_constant__ PleArgs a) {
   using P = Ple<kParts>;
+  static_assert(8 * kColumnTiles <= kBlocks);
   extern __shared__ __align__(128) uint8_t shared[];
   const int tid = static_cast<int>(threadIdx.x), warp = tid / 32, lane = tid % 32;
-  const int rank = static_cast<int>(blockIdx.x);
-  const P at(a.rows);
-  const int red_rows = a.rows + a.rows % 2;
+  const int rank = static_cast<int>(blockIdx.x) % kBlocks;
+  const int first_row = static_cast<int>(blockIdx.x) / kBlocks * 8 * kColumnTiles;
+  const int rows = min(a.rows - first_row, 8 * kColumnTiles);
+  const P at(rows);
+  const int red_rows = rows + rows % 2;
   uint8_t* mid = shared + at.mid;
   float* sums = reinterpret_cast<float*>(shared + at.sums);
   const float* y = reinterpret_cast<const float*>(shared + at.y);
@@ -99,12 +128,12 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
   const uint8_t* barriers = shared + at.barriers;
   const uint32_t x_arrived = shared_address(barriers), mid_arrived = x_arrived + 8,
                  y_arrived = x_arrived + 16;
-  const int x_bytes = P::kK32 * 64 * a.rows;
-  const bool norms = rank < a.rows;
+  const int x_bytes = P::kK32 * 64 * rows;
+  const bool norms = rank < rows;
   if (tid == 0) {
     for (int i = 0; i < 3; ++i) start_barrier(x_arrived + 8 * i);
     expect_bulk(static_cast<uint32_t>(x_bytes), x_arrived);
-    expect_bulk(static_cast<uint32_t>(2 * kWidth * a.rows), mid_arrived);
+    expect_bulk(static_cast<uint32_t>(2 * kWidth * rows), mid_arrived);
     if (norms) expect_bulk(4 * P::kHidden, y_arrived);
   }
   cluster_arrive();
@@ -122,7 +151,10 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
     }
   }
   commit_copies();
-  const int b_lane = min(lane / 4, a.rows - 1) * 64 + lane % 4 * 16;
+  const auto piece_of = [&](const uint8_t* x, int piece, int j) {
+    const int row = min(8 * j + lane / 4, rows - 1);
+    return *reinterpret_cast<const uint4*>(x + (piece * rows + row) * 64 + lane % 4 * 16);
+  };
   wait_for_copies<0>();
   // A rehearsal of the norm with numbers that are not there yet comes first; what it finds is dropped. See
   // residual_norm_kernel().
@@ -135,34 +167,36 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
       convert_tiles(raw_up, up);
       release_next_kernel();
       wait_for_last_kernel();
-      if (tid == 0) fetch_bulk(shared_address(shared + at.x), a.x, static_cast<uint32_t>(x_bytes), x_arrived);
+      fetch_x<P>(a, first_row, rows, shared_address(shared + at.x), x_arrived);
       float ple = 0;
-      if (tid < 16 * a.rows) ple = __ldcg(a.ple + tid / 16 * a.ple_stride + rank * 16 + tid % 16);
-      if (norms) load_row(a.norm.h, rank, P::kHidden, h);
+      if (tid < 16 * rows) ple = __ldcg(a.ple + (first_row + tid / 16) * a.ple_stride + rank * 16 + tid % 16);
+      if (norms) load_row(a.norm.h, first_row + rank, P::kHidden, h);
       __syncthreads();
       wait_for_bulk(x_arrived);
 
       {
-        const uint8_t* x = shared + at.x + warp * kParts * a.rows * 64 + b_lane;
-        float acc[1][4] = {};
+        float acc[kColumnTiles][4] = {};
 #pragma unroll
         for (int i = 0; i < kParts; ++i) {
-          const uint4 b = *reinterpret_cast<const uint4*>(x + i * a.rows * 64);
-          multiply_piece<TileFormat::kBF16>(acc[0], gate[i], b);
+#pragma unroll
+          for (int j = 0; j < kColumnTiles; ++j) {
+            const uint4 b = piece_of(shared + at.x, warp * kParts + i, j);
+            multiply_piece<TileFormat::kBF16>(acc[j], gate[i], b);
+          }
         }
-        stash_sums<1>(sums + warp * red_rows * kRedPitch, acc, a.rows, lane);
+        stash_sums<kColumnTiles>(sums + warp * red_rows * kRedPitch, acc, rows, lane);
       }
       __syncthreads();
-      cluster_wait();  // all blocks have started: their shared memory can be written
-      if (32 * warp < 16 * a.rows) {
+      if (a.rows == rows) cluster_wait();
+      if (32 * warp < 16 * rows) {
         // Four values, which stand together in slot order as 0, 2, 1, 3, to one lane; each block gets them.
-        const int row = min(tid / 16, a.rows - 1), column = tid % 16;
+        const int row = min(tid / 16, rows - 1), column = tid % 16;
         const uint32_t value =
             __bfloat16_as_ushort(__float2bfloat16_rn(gated(sum_of_runs(sums, red_rows, row, column), ple)));
         const uint32_t pair = value | __shfl_down_sync(~0u, value, 2) << 16;
         const uint2 four = {pair, __shfl_down_sync(~0u, pair, 1)};
-        if (tid < 16 * a.rows && column % 4 == 0) {
-          const uint8_t* place = mid + 2 * slot_order(row, rank * 16 + column, a.rows);
+        if (tid < 16 * rows && column % 4 == 0) {
+          const uint8_t* place = mid + 2 * slot_order(row, rank * 16 + column, rows);
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block)
             send_cluster8(address_in(place, block), four, address_in(barriers + 8, block));
@@ -171,16 +205,21 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
       wait_for_sent(mid_arrived);
 
       {
-        const uint4 b = *reinterpret_cast<const uint4*>(mid + warp * a.rows * 64 + b_lane);
+        uint4 b[kColumnTiles];
+#pragma unroll
+        for (int j = 0; j < kColumnTiles; ++j) b[j] = piece_of(mid, warp, j);
 #pragma unroll
         for (int i = 0; i < kParts; ++i) {
-          float acc[1][4] = {};
-          multiply_piece<TileFormat::kBF16>(acc[0], up[i], b);
-          stash_sums<1>(sums + (i * kProductWarps + warp) * red_rows * kRedPitch, acc, a.rows, lane);
+          float acc[kColumnTiles][4] = {};
+#pragma unroll
+          for (int j = 0; j < kColumnTiles; ++j) {
+            multiply_piece<TileFormat::kBF16>(acc[j], up[i], b[j]);
+          }
+          stash_sums<kColumnTiles>(sums + (i * kProductWarps + warp) * red_rows * kRedPitch, acc, rows, lane);
         }
       }
       __syncthreads();
-      for (int i = tid; i < 4 * kParts * a.rows; i += kProductThreads) {
+      for (int i = tid; i < 4 * kParts * rows; i += kProductThreads) {
         const int row = i / (4 * kParts), column = i % (4 * kParts) * 4;
         const float* tile = sums + column / 16 * kProductWarps * red_rows * kRedPitch;
         const auto sum = [&](int c) { return sum_of_runs(tile, red_rows, row, column % 16 + c); };
@@ -190,7 +229,7 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
       if (norms) wait_for_sent(y_arrived);
       cluster_arrive_relaxed();  // nobody leaves before what it sent has arrived
     }
-    if (norms) norm_row<kParts>(a, at, shared, h, real);
+    if (norms) norm_row<kParts>(a, at, shared, h, first_row + rank, real);
     if (real) break;
     __syncthreads();
   }
@@ -198,63 +237,80 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
 }
 
 // What the kernel needs beyond every kernel's due, at each launch: a device that was reset has forgotten it.
-template <int kParts>
+template <int kParts, int kColumnTiles>
 cudaError_t allow() {
-  const auto kernel = ple_kernel<kParts>;
+  const auto kernel = ple_kernel<kParts, kColumnTiles>;
   const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 Ple<kParts>(kMaxPleRows).bytes);
+                                                 Ple<kParts>(8 * kColumnTiles).bytes);
   return error != cudaSuccess
              ? error
              : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
-template <int kParts>
+template <int kParts, int kColumnTiles>
 cudaError_t launch(const PleArgs& args, cudaStream_t stream) {
-  const LaunchShape shape{.grid = dim3(kBlocks),
-                          .shared = static_cast<size_t>(Ple<kParts>(args.rows).bytes),
+  constexpr int kRows = 8 * kColumnTiles;
+  const int clusters = (args.rows + kRows - 1) / kRows;
+  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(kBlocks * clusters)),
+                          .shared = static_cast<size_t>(Ple<kParts>(std::min(args.rows, kRows)).bytes),
                           .overlap = true,
                           .cluster = kBlocks};
-  const cudaError_t error = allow<kParts>();
-  return error != cudaSuccess ? error : launch_kernel<PleArgs>(ple_kernel<kParts>, shape, stream, args);
+  const cudaError_t error = allow<kParts, kColumnTiles>();
+  return error != cudaSuccess ? error
+                              : launch_kernel<PleArgs>(ple_kernel<kParts, kColumnTiles>, shape, stream, args);
 }
 
-// Whether the device has room for such a cluster (a part of a GPU may not).
-template <int kParts>
-bool fits() {
+// How many clusters the device has room for at once; a part of a GPU may have none.
+template <int kParts, int kColumnTiles>
+int clusters_at_once() {
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {kBlocks, 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(kBlocks);
   config.blockDim = dim3(kProductThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(Ple<kParts>(kMaxPleRows).bytes);
+  config.dynamicSmemBytes = static_cast<size_t>(Ple<kParts>(8 * kColumnTiles).bytes);
   config.attrs = &attribute;
   config.numAttrs = 1;
   int clusters = 0;
-  const bool fits = allow<kParts>() == cudaSuccess &&
-                    cudaOccupancyMaxActiveClusters(&clusters, ple_kernel<kParts>, &config) == cudaSuccess &&
-                    clusters > 0;
+  const bool known =
+      allow<kParts, kColumnTiles>() == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&clusters, ple_kernel<kParts, kColumnTiles>, &config) == cudaSuccess;
   cudaGetLastError();
-  return fits;
+  return known ? clusters : 0;
+}
+
+// Activation rows that clusters take which run at once, with one and with two column tiles.
+struct Rows {
+  int eights, sixteens;
+};
+template <int kParts>
+const Rows& rows_at_once() {
+  static const Rows rows = {8 * clusters_at_once<kParts, 1>(), 16 * clusters_at_once<kParts, 2>()};
+  return rows;
+}
+Rows rows_at_once(int hidden) {
+  return hidden == Ple<10>::kHidden  ? rows_at_once<10>()
+         : hidden == Ple<6>::kHidden ? rows_at_once<6>()
+                                     : Rows{0, 0};
+}
+
+template <int kParts>
+cudaError_t launch(const PleArgs& args, cudaStream_t stream) {
+  return args.rows <= rows_at_once<kParts>().eights ? launch<kParts, 1>(args, stream)
+                                                    : launch<kParts, 2>(args, stream);
 }
 
 }  // namespace
 
 bool takes_ple(const TiledWeight& gate, const TiledWeight& up, int rows) {
-  if (rows < 1 || rows > kMaxPleRows || gate.n != kWidth || up.k != kWidth || up.n != gate.k ||
-      gate.format != TileFormat::kBF16 || up.format != TileFormat::kBF16 || gate.row_scale != nullptr ||
-      up.row_scale != nullptr || !product_device().dependent_launch) {
+  if (rows < 1 || gate.n != kWidth || up.k != kWidth || up.n != gate.k || gate.format != TileFormat::kBF16 ||
+      up.format != TileFormat::kBF16 || gate.row_scale != nullptr || up.row_scale != nullptr ||
+      !product_device().dependent_launch) {
     return false;
   }
-  if (gate.k == Ple<10>::kHidden) {
-    static const bool can = fits<10>();
-    return can;
-  }
-  if (gate.k == Ple<6>::kHidden) {
-    static const bool can = fits<6>();
-    return can;
-  }
-  return false;
+  const Rows at_once = rows_at_once(gate.k);
+  return rows <= std::max(at_once.eights, at_once.sixteens);
 }
 
 cudaError_t launch_decode_ple(const DecodePle& p, cudaStream_t stream) {

@@ -2,16 +2,14 @@
 // update with the layer's scalar, and the norm in front of what follows. In its stead three kernels of
 // decode_product.h do; the results are the same bits.
 //
-// On sm_90, for up to kMaxPleRows rows, per-layer inputs of 256 values and hidden 1,536 or 2,560 in BF16. One
-// cluster of 16 blocks, which hand over through each other's shared memory: two exchanges in the place of two
-// ends of kernels.
+// On sm_90, for per-layer inputs of 256 values and hidden 1,536 or 2,560 in BF16. Clusters of 16 blocks,
+// which hand over through each other's shared memory: two exchanges in the place of two ends of kernels. For
+// as many rows as clusters take that run at once (an H200's: 112).
 #pragma once
 
 #include "backend/cuda/decode_product.h"
 
 namespace jewel::cuda {
-
-constexpr int kMaxPleRows = 8;
 
 struct DecodePle {
   TiledWeight gate;  // [256, hidden]

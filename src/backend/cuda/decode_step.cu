@@ -76,7 +76,8 @@ class Chain {
 
   void ple_block(const DecodeLayer& l, const float* ple, const float* next_norm, const TiledWeight& next) {
     pending_.pre_norm = nullptr;
-    keep(launch_decode_norm(pending_, s_.rows.n, s_.hidden, b_.x, XOrder::kSlots, true, stream_));
+    // Not b_.x: a cluster may write its rows there, in another order, while others still read theirs.
+    keep(launch_decode_norm(pending_, s_.rows.n, s_.hidden, b_.wide, XOrder::kSlots, true, stream_));
     paid();
     DecodeNorm norm = pending_;
     norm.post_norm = l.post_ple_norm;
@@ -86,7 +87,7 @@ class Chain {
     keep(launch_decode_ple({.gate = l.ple_gate,
                             .up = l.ple_up,
                             .rows = s_.rows.n,
-                            .x = b_.x,
+                            .x = b_.wide,
                             .ple = ple,
                             .ple_stride = s_.per_layer_stride,
                             .norm = norm,

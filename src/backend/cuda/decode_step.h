@@ -45,7 +45,7 @@ struct DecodeBuffers {
   float* qkv = nullptr;                 // [rows, widest qkv]
   void* attended = nullptr;             // 16 bits [wide_rows(rows), widest n_heads * head_dim]
   void* x = nullptr;                    // 16 bits [wide_rows(rows), hidden]
-  void* wide = nullptr;                 // 16 bits [wide_rows(rows), widest intermediate]
+  void* wide = nullptr;                 // 16 bits [wide_rows(rows), widest intermediate, at least hidden]
   void* ple_mid = nullptr;              // BF16 [rows, P]
   void* attention_workspace = nullptr;  // decode_attention_workspace() of attention_workspace_rows rows
   int attention_workspace_rows = 0;

@@ -154,7 +154,7 @@ class Tail final : public TailPass {
 
   void carve(Carver& carver, size_t workspace) {
     const auto rows = static_cast<size_t>(max_rows_), hidden = static_cast<size_t>(text_.hidden_size);
-    size_t qkv = 0, attended = 0, wide = 0;
+    size_t qkv = 0, attended = 0, wide = hidden;
     for (const DeviceLayer& layer : c_.weights.layers) {
       qkv = std::max(qkv, static_cast<size_t>(layer.qkv.n));
       attended = std::max(attended, static_cast<size_t>(layer.o.k));
