@@ -423,25 +423,25 @@ class Cuda final : public CudaBackend {
       const int n = std::min(tail_rows_, plan.n_decode - first);
       const int rows = stages_.on() ? n : rows_bucket(n), context = context_bucket(plan.decode_context);
       const DecodeRows decode = rows_->decode.from(first);
-      JEWEL_TRY(tail_->begin({.rows = host.decode + first,
-                              .n = rows,
-                              .to = decode,
-                              .last_tokens = sampling_->last_tokens(),
-                              .also_ids = results.decode_ids + first,
-                              .also_ids_at = rows_->also_ids},
-                             stream_.get()));
+      // All that differs from step to step, so a graph is launched with it.
+      const BeginRows begin = tail_->beginning({.rows = host.decode + first,
+                                                .n = rows,
+                                                .to = decode,
+                                                .last_tokens = sampling_->last_tokens(),
+                                                .also_ids = results.decode_ids + first,
+                                                .also_ids_at = rows_->also_ids});
       if (options_.graphs && !stages_.on()) {
         Graph& graph = graphs_[{first, rows, context, samples ? 1 : 0}];
         if (graph.get()) {
-          JEWEL_CUDA_TRY(cudaGraphLaunch(graph.get(), stream_.get()), "a decode step");
+          JEWEL_CUDA_TRY(graph.launch_with(begin, stream_.get()), "a decode step");
         } else {  // the first step of its shape goes without, and all, where there is no memory for a graph
-          JEWEL_TRY(decode_rows(first, rows, context, samples));
+          JEWEL_TRY(decode_rows(begin, first, context, samples));
           const auto captured = graph.capture(stream_.get(), "a decode step's graph",
-                                              [&] { return decode_rows(first, rows, context, samples); });
+                                              [&] { return decode_rows(begin, first, context, samples); });
           if (!captured.ok()) cudaGetLastError();
         }
       } else {
-        JEWEL_TRY(decode_rows(first, rows, context, samples));
+        JEWEL_TRY(decode_rows(begin, first, context, samples));
       }
       if (samples) continue;
       JEWEL_TRY(sample({.n = n,
@@ -455,8 +455,10 @@ class Cuda final : public CudaBackend {
     return {};
   }
 
-  Result<void> decode_rows(int first, int n, int context, bool samples) {
+  Result<void> decode_rows(const BeginRows& begin, int first, int context, bool samples) {
     const DecodeRows rows = rows_->decode.from(first);
+    const int n = begin.n;
+    JEWEL_CUDA_TRY(launch_begin_rows(begin, stream_.get()), "a step's rows");
     JEWEL_TRY(tail_->enqueue({.n = n,
                               .ids = rows.ids,
                               .positions = rows.positions,

@@ -145,6 +145,7 @@ Event::~Event() {
 
 Graph::~Graph() {
   if (graph_) cudaGraphExecDestroy(graph_);
+  if (source_) cudaGraphDestroy(source_);
 }
 
 Result<void> Graph::capture(cudaStream_t stream, std::string_view what,
@@ -160,9 +161,24 @@ Result<void> Graph::capture(cudaStream_t stream, std::string_view what,
   }
   JEWEL_CUDA_TRY(ended, what);
   const cudaError_t made = cudaGraphInstantiate(&graph_, graph, 0);
-  cudaGraphDestroy(graph);
+  if (made != cudaSuccess) cudaGraphDestroy(graph);
   JEWEL_CUDA_TRY(made, what);
+  source_ = graph;
   return {};
+}
+
+cudaError_t Graph::launch_with_argument(void* argument, cudaStream_t stream) {
+  cudaGraphNode_t first = nullptr;
+  size_t n = 1;
+  cudaError_t error = cudaGraphGetRootNodes(source_, &first, &n);
+  cudaKernelNodeParams kernel{};
+  if (error == cudaSuccess) error = cudaGraphKernelNodeGetParams(first, &kernel);
+  if (error != cudaSuccess) return error;
+  void* arguments[] = {argument};
+  kernel.kernelParams = arguments;
+  kernel.extra = nullptr;
+  error = cudaGraphExecKernelNodeSetParams(graph_, first, &kernel);
+  return error != cudaSuccess ? error : cudaGraphLaunch(graph_, stream);
 }
 
 }  // namespace jewel::cuda

@@ -158,7 +158,8 @@ class Event {
 class Graph {
  public:
   Graph() = default;
-  Graph(Graph&& other) noexcept : graph_(std::exchange(other.graph_, nullptr)) {}
+  Graph(Graph&& other) noexcept
+      : graph_(std::exchange(other.graph_, nullptr)), source_(std::exchange(other.source_, nullptr)) {}
   Graph& operator=(Graph&&) = delete;
   ~Graph();
 
@@ -168,8 +169,18 @@ class Graph {
                        const std::function<Result<void>()>& enqueue);
   cudaGraphExec_t get() const { return graph_; }  // null: not captured yet
 
+  // Launches it, its first kernel, which nothing stands beside and which takes one argument, with `argument`.
+  // Launches under way keep theirs.
+  template <typename Argument>
+  cudaError_t launch_with(const Argument& argument, cudaStream_t stream) {
+    return launch_with_argument(const_cast<Argument*>(&argument), stream);
+  }
+
  private:
+  cudaError_t launch_with_argument(void* argument, cudaStream_t stream);
+
   cudaGraphExec_t graph_ = nullptr;
+  cudaGraph_t source_ = nullptr;  // whose nodes name those of graph_
 };
 
 // Hands out parts of one buffer, each aligned to 256 bytes. Two passes: with no memory it only counts.

@@ -60,7 +60,7 @@ struct TailRows {
   const int32_t* positions = nullptr;  // negative: a row of padding
   const int32_t* slots = nullptr;
   int max_context = 0;  // no row stands at or beyond it
-  // Asked rows: [n, hidden]; null: rows begin with the embeddings that begin() left, at layer 0.
+  // Asked rows: [n, hidden]; null: rows begin with the embeddings that launch_begin_rows() left, at layer 0.
   const float* embeddings = nullptr;
   const float* residuals = nullptr;
   float* logits = nullptr;  // [n, vocab]
@@ -71,8 +71,9 @@ class TailPass {
   static Result<std::unique_ptr<TailPass>> make(const PassContext& context, int max_rows);
   virtual ~TailPass() = default;
 
-  // Fills in the embeddings' part of `begin`. The next enqueue() is for its n rows.
-  virtual Result<void> begin(BeginRows begin, cudaStream_t stream) = 0;
+  // `begin` with the embeddings' part filled in: what launch_begin_rows() takes before an enqueue() of its n
+  // rows.
+  virtual BeginRows beginning(BeginRows begin) const = 0;
   virtual Result<void> enqueue(const TailRows& rows, cudaStream_t stream) = 0;
 };
 

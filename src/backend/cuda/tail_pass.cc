@@ -39,7 +39,7 @@ class Tail final : public TailPass {
     return {};
   }
 
-  Result<void> begin(BeginRows begin, cudaStream_t stream) override {
+  BeginRows beginning(BeginRows begin) const override {
     JEWEL_CHECK(begin.n > 0 && begin.n <= max_rows_, "{} rows of {}", begin.n, max_rows_);
     begin.table = c_.weights.embed_tokens;
     begin.scale = embedding_scale(text_);
@@ -49,8 +49,7 @@ class Tail final : public TailPass {
       begin.x = static_cast<__nv_bfloat16*>(buffers_.x);
       begin.x_order = x_order_of(projection(0), begin.n, c_.portable);
     }
-    JEWEL_CUDA_TRY(launch_begin_rows(begin, stream), "a step's rows");
-    return {};
+    return begin;
   }
 
   Result<void> enqueue(const TailRows& rows, cudaStream_t stream) override {
@@ -69,9 +68,9 @@ class Tail final : public TailPass {
                             .x_scratch = buffers_.x,
                             .out = ple_,
                             .portable = c_.portable};
-      if (rows.embeddings || c_.stages.on()) {  // an observer may have changed what begin() left
+      if (rows.embeddings || c_.stages.on()) {  // an observer may have changed what it left
         product.norm.h = rows.embeddings ? rows.embeddings : h;
-      } else {  // behind begin(), nothing of the chain starts early
+      } else {  // behind launch_begin_rows(), nothing of the chain starts early
         product.x = buffers_.x, product.x_order = x_order_of(product.w, rows.n, c_.portable);
         product.overlap = false;
       }
