@@ -142,9 +142,9 @@ __global__ void __launch_bounds__(kThreads) sample_rows(SampleRows s) {
   __shared__ int picked;
   extern __shared__ unsigned long long copies[];
   wait_for_previous();
-  const int row = static_cast<int>(blockIdx.x), slot = s.slots[row];
-  if (s.positions[row] < 0) return;
-  if (s.workspace != nullptr && !asks_general_way(s, row)) return;
+  const int row = static_cast<int>(blockIdx.x), slot = s.slots[row], position = s.positions[row];
+  const bool general = s.workspace == nullptr || asks_general_way(s, row);
+  if (position < 0 || !general) return;
   if (threadIdx.x == 0) histogram.copies = copies;
   __syncthreads();
   const SlotSampling p = s.sampling[slot];

@@ -68,8 +68,10 @@ struct Shared {
   unsigned n, before;
   // The row's decision.
   uint64_t candidates[kPartCandidates];
-  unsigned long long weights[kPartCandidates];  // 0 once dropped
-  uint32_t floor;
+  uint64_t sorted[kPartCandidates];             // from the largest on
+  int places[kPartCandidates];                  // in the order of ids
+  unsigned long long weights[kPartCandidates];  // in the order of ids; 0 once dropped
+  unsigned long long sums[2][kThreads / 32];
   int picked;
 };
 
@@ -126,9 +128,12 @@ __device__ bool gather(const SampleWorkspace& w, int row, int k, Shared& shared)
   uint64_t held[kHeld];
   uint32_t top = 0;
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) held[i] = lane + i * kLanes < n ? __ldcg(from + lane + i * kLanes) : 0;
+  for (int i = 0; i < kHeld; ++i) held[i] = __ldcg(from + lane + i * kLanes);  // before n is there
 #pragma unroll
-  for (int i = 0; i < kHeld; ++i) top = max(top, key_of(held[i]));
+  for (int i = 0; i < kHeld; ++i) {
+    if (lane + i * kLanes >= n) held[i] = 0;
+    top = max(top, key_of(held[i]));
+  }
   if (threadIdx.x == 0) shared.n = 0;
   if (__syncthreads_or(n > kPartCandidates ? 1 : 0) != 0) return false;
   for (int i = lane + kHeld * kLanes; i < n; i += kLanes) top = max(top, key_of(__ldcg(from + i)));
@@ -147,58 +152,73 @@ __device__ bool gather(const SampleWorkspace& w, int row, int k, Shared& shared)
   return shared.n <= kPartCandidates;
 }
 
-// The token of a row with top_k, from the gathered candidates. One candidate a thread.
+// The sum of the threads' values in front of this one's, and of all.
+struct Prefix {
+  unsigned long long before, total;
+};
+__device__ Prefix prefix_of(unsigned long long value, unsigned long long* scratch) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  unsigned long long sum = value;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const unsigned long long other = __shfl_up_sync(~0u, sum, step);
+    sum += lane >= step ? other : 0;
+  }
+  if (lane == 31) scratch[warp] = sum;
+  __syncthreads();
+  Prefix prefix = {.before = sum - value, .total = 0};
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) {
+    const unsigned long long of_warp = scratch[w];
+    prefix.before += w < warp ? of_warp : 0;
+    prefix.total += of_warp;
+  }
+  return prefix;
+}
+
+// The token of a row with top_k, from the gathered candidates. Each finds its rank among all, by key and by
+// id; from then on a thread has the candidate of its rank.
 __device__ int choose(const SlotSampling& p, int k, uint64_t position, Shared& shared) {
   const int n = static_cast<int>(shared.n), me = static_cast<int>(threadIdx.x);
-  const bool exists = me < n;
-  const uint64_t mine = exists ? shared.candidates[me] : 0;
-  int above = 0, at_least = 0;
-  uint64_t best = 0;
-  const int mine_end = me / 32 * 32 < n ? n : 0;  // warps without a candidate have nothing to add up
+  if (me / 32 * 32 < n) {  // warps without a candidate have nothing to find
+    const uint64_t mine = me < n ? shared.candidates[me] : 0;
+    int rank = 0, place = 0;
 #pragma unroll 8
-  for (int i = 0; i < mine_end; ++i) {
-    const uint64_t other = shared.candidates[i];
-    above += key_of(other) > key_of(mine) ? 1 : 0;
-    at_least += key_of(other) >= key_of(mine) ? 1 : 0;
-    best = other > best ? other : best;
-  }
-  if (me == 0) shared.floor = 0;
-  __syncthreads();
-  if (exists && above < k && k <= at_least) shared.floor = key_of(mine);  // fewer than k: no floor
-  __syncthreads();
-  const float max = logit_of(key_of(best));
-  const bool kept_by_k = exists && key_of(mine) >= shared.floor;
-  unsigned long long weight = kept_by_k ? weight_of(logit_of(key_of(mine)), max, p.temperature) : 0;
-  shared.weights[me] = weight;
-  __syncthreads();
-  if (p.top_p < 1) {
-    unsigned long long total = 0, before = 0;
-#pragma unroll 8
-    for (int i = 0; i < mine_end; ++i) {
-      total += shared.weights[i];
-      before += shared.candidates[i] > mine ? shared.weights[i] : 0;
+    for (int i = 0; i < n; ++i) {
+      const uint64_t other = shared.candidates[i];
+      rank += other > mine ? 1 : 0;
+      place += id_of(other) < id_of(mine) ? 1 : 0;
     }
-    auto wanted = static_cast<unsigned long long>(static_cast<double>(p.top_p) * static_cast<double>(total));
+    if (me < n) shared.sorted[rank] = mine, shared.places[rank] = place;
+  }
+  __syncthreads();
+  const bool exists = me < n;
+  const uint64_t mine = exists ? shared.sorted[me] : 0;
+  const float max = logit_of(key_of(shared.sorted[0]));
+  const uint32_t floor = n < k ? 0 : key_of(shared.sorted[k - 1]);  // fewer than k: no floor
+  unsigned long long weight =
+      exists && key_of(mine) >= floor ? weight_of(logit_of(key_of(mine)), max, p.temperature) : 0;
+  if (p.top_p < 1) {
+    const Prefix above = prefix_of(weight, shared.sums[0]);
+    auto wanted =
+        static_cast<unsigned long long>(static_cast<double>(p.top_p) * static_cast<double>(above.total));
     wanted = wanted > 0 ? wanted : 1;
-    if (before >= wanted) weight = 0;
+    if (above.before >= wanted) weight = 0;
   }
   if (p.min_p > 0) {
     const auto least = static_cast<unsigned long long>(static_cast<double>(p.min_p) * 17592186044416.0);
-    if (weight < least && mine != best) weight = 0;
+    if (weight < least && me != 0) weight = 0;
   }
+  // The candidates' places are free: all have read theirs.
+  if (exists) shared.candidates[shared.places[me]] = mine, shared.weights[shared.places[me]] = weight;
+  if (me == 0) shared.picked = id_of(mine);
   __syncthreads();
-  shared.weights[me] = weight;
-  if (me == 0) shared.picked = id_of(best);
-  __syncthreads();
-  unsigned long long total = 0, before = 0;
-#pragma unroll 8
-  for (int i = 0; i < mine_end; ++i) {
-    total += shared.weights[i];
-    before += id_of(shared.candidates[i]) < id_of(mine) ? shared.weights[i] : 0;
-  }
+  weight = exists ? shared.weights[me] : 0;
+  const Prefix in_front = prefix_of(weight, shared.sums[1]);
   const auto target =
-      static_cast<unsigned long long>(philox_uniform(p.seed, position) * static_cast<double>(total));
-  if (exists && target >= before && target < before + weight) shared.picked = id_of(mine);
+      static_cast<unsigned long long>(philox_uniform(p.seed, position) * static_cast<double>(in_front.total));
+  if (target >= in_front.before && target < in_front.before + weight)
+    shared.picked = id_of(shared.candidates[me]);
   __syncthreads();
   return shared.picked;
 }
@@ -211,9 +231,12 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
   const int per_part = (s.vocab + kParts * 4 - 1) / (kParts * 4) * 4;
   const int begin = part * per_part, n = max(0, min(per_part, s.vocab - begin));
   const float* from = s.logits + static_cast<int64_t>(row) * s.vocab + begin;
-  wait_for_previous();
-  // All loads are under way before the first is needed.
+  release_next_kernel();
+  // What a step's first kernel, or the host before it, has written.
   const int position = s.positions[row], slot = s.slots[row];
+  const SlotSampling p = s.sampling[slot];
+  wait_for_last_kernel();
+  // All loads are under way before the first is needed.
   constexpr int kFours = kPartIds / 4 / kThreads;
   float fours[kFours][4];  // of ids 4 at(i) .. 4 at(i) + 3 of the part; masked beyond its end
   const auto at = [](int i) { return 4 * (i * kThreads + static_cast<int>(threadIdx.x)); };
@@ -228,7 +251,6 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
                         : float4{kMasked, kMasked, kMasked, kMasked});
   }
   if (position < 0) return;
-  const SlotSampling p = s.sampling[slot];
   const SampleWorkspace w = sample_workspace_of(s);
   const bool greedy = p.temperature <= 0;
   const int k = min(p.top_k, s.vocab);
