@@ -19,7 +19,7 @@ struct DecodePle {
   const float* ple = nullptr;  // [rows, stride]
   int64_t ple_stride = 0;
   DecodeNorm norm;        // without y, which is made here
-  void* x_out = nullptr;  // in x_out_order, may be x; null: only norm.h_out is wanted
+  void* x_out = nullptr;  // in x_out_order, not x, which other clusters may still read; null: only norm.h_out
   XOrder x_out_order = XOrder::kSlots;
 };
 
