@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
 #include <utility>
 
@@ -89,7 +90,9 @@ Result<std::unique_ptr<Engine::Impl>> Engine::Impl::make(EngineParts parts, cons
   scheduler.max_model_len = plan.max_model_len;
   scheduler.max_num_seqs = max_num_seqs;
   scheduler.max_num_batched_tokens = options.max_num_batched_tokens;
-  scheduler.max_waiting = options.max_waiting;
+  // submit() counts what is under way. The loop would count as waiting what it has not yet taken up, and
+  // refuse some of a burst that was accepted though there is room.
+  scheduler.max_waiting = std::numeric_limits<int>::max();
   scheduler.one_ahead = own.one_ahead;
   scheduler.prefix_cache = options.prefix_caching;
   scheduler.exact_prefix = options.exact_prefix;

@@ -207,6 +207,12 @@ TEST(Streams, TheLineHasAnEnd) {
   ASSERT_TRUE(refused.has_value());
   EXPECT_EQ(refused->code, ErrorCode::kUnavailable);
   EXPECT_EQ(streams.size(), 6u) << "four that run, two that wait";
+  for (Stream& stream : streams) {
+    stream.cancel();
+    WholeAnswer answer;
+    while (auto update = stream.next()) answer.add(std::move(*update));
+    EXPECT_EQ(answer.finish.reason, EndReason::kCancelled) << "who was accepted is not refused later";
+  }
 }
 
 }  // namespace
