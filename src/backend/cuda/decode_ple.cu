@@ -31,6 +31,7 @@ struct PleArgs {
   uint8_t* x_out;
   XOrder x_out_order;
 };
+
 // hidden = 256 kParts: kParts pieces of K a warp for gate, kParts row tiles a block for up.
 template <int kParts>
 struct Ple {
@@ -187,7 +188,7 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
         stash_sums<kColumnTiles>(sums + warp * red_rows * kRedPitch, acc, rows, lane);
       }
       __syncthreads();
-      if (a.rows == rows) cluster_wait();
+      if (a.rows == rows) cluster_wait();  // otherwise fetch_x() has waited
       if (32 * warp < 16 * rows) {
         // Four values, which stand together in slot order as 0, 2, 1, 3, to one lane; each block gets them.
         const int row = min(tid / 16, rows - 1), column = tid % 16;
