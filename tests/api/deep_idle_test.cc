@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "api/answers.h"
+#include "base/comes_true.h"
 
 namespace jewel {
 namespace {
@@ -18,14 +19,6 @@ std::unique_ptr<Engine> idle_engine(double idle_release_s) {
   auto engine = Engine::load(kDemo, options);
   EXPECT_TRUE(engine.ok()) << engine.error().message;
   return engine.ok() ? std::move(engine.value()) : nullptr;
-}
-
-bool comes_true(const std::function<bool()>& condition) {
-  for (int i = 0; i < 20'000; ++i) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(1ms);
-  }
-  return false;
 }
 
 bool goes_to_sleep(const Engine& engine) {

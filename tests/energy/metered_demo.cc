@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "api/engine_parts.h"
+#include "base/comes_true.h"
 
 namespace jewel {
 
@@ -35,16 +36,15 @@ MeteredDemo demo_without_meter() {
 }
 
 EnergyStats settled(Engine& engine) {
-  for (int i = 0; i < 2000; ++i) {
+  EnergyStats energy;
+  EXPECT_TRUE(comes_true([&] {
     const Stats stats = engine.stats();
-    const EnergyStats& energy = stats.energy.value();
+    energy = stats.energy.value();
     const double booked = energy.image_joules + energy.prefill_joules + energy.decode_joules +
                           energy.idle_joules + energy.unattributed_joules;
-    if (stats.under_way == 0 && stats.running == 0 && booked > 0.999 * energy.counter_joules) return energy;
-    std::this_thread::sleep_for(5ms);
-  }
-  ADD_FAILURE() << "the books do not close";
-  return engine.stats().energy.value();
+    return stats.under_way == 0 && stats.running == 0 && booked > 0.999 * energy.counter_joules;
+  })) << "the books do not close";
+  return energy;
 }
 
 }  // namespace jewel

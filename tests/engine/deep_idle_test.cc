@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "backend/releasable_backend.h"
+#include "base/comes_true.h"
 #include "engine/engine_loop.h"
 #include "schedule.h"
 
@@ -39,14 +40,6 @@ PlannedRequest plain_request(uint64_t seed) {
   PlannedRequest request = random_schedule(seed).requests.front();
   request.sink_stops_after = request.mask_fails_after = request.deadline_after = -1;
   return request;
-}
-
-bool comes_true(const std::function<bool()>& condition) {
-  for (int i = 0; i < 20'000; ++i) {
-    if (condition()) return true;
-    std::this_thread::sleep_for(1ms);
-  }
-  return false;
 }
 
 class DeepIdle : public testing::Test {

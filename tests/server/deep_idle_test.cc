@@ -15,6 +15,7 @@
 #include "api/engine_parts.h"
 #include "backend/cpu/cpu_backend.h"
 #include "backend/releasable_backend.h"
+#include "base/comes_true.h"
 #include "checkpoint/checkpoint.h"
 #include "server/http/http_server.h"
 #include "server/openai/api_server.h"
@@ -60,11 +61,7 @@ class DeepIdleServer : public testing::Test {
     return std::stod(page.substr(page.find("} ", at) + 2));
   }
   bool goes_to_sleep() {
-    for (int i = 0; i < 4000; ++i) {
-      if (metric("jewel_idle_released") == 1) return true;
-      std::this_thread::sleep_for(5ms);
-    }
-    return false;
+    return comes_true([&] { return metric("jewel_idle_released") == 1; });
   }
   static std::string content(const RawResponse& response) {
     EXPECT_EQ(response.status, 200) << response.body;

@@ -19,6 +19,7 @@
 #include <optional>
 #include <random>
 
+#include "base/comes_true.h"
 #include "server/images/image_loader.h"
 #include "server/images/image_url.h"
 #include "server/images/public_address.h"
@@ -495,7 +496,7 @@ ImageLoader::State wait_for(ImageLoader& loader, const std::vector<WantedImage>&
   });
   if (!load.ok()) return {.finished = true, .error = load.error()};
   std::unique_lock lock(mutex);
-  EXPECT_TRUE(ended.wait_for(lock, 10s, [&] { return over; }));
+  EXPECT_TRUE(ended.wait_for(lock, kPatience, [&] { return over; }));
   return loader.state(**load);
 }
 
@@ -540,12 +541,7 @@ TEST(ImageLoader, HasLimits) {
   ASSERT_TRUE(full.error);
   EXPECT_EQ(full.error->code, ErrorCode::kUnavailable);
   two.clear();  // gives the bytes back, once the loader's thread has let go of them too
-  bool fits = false;
-  for (int i = 0; i < 200 && !fits; ++i) {
-    fits = !wait_for(loader, {{site.url("/4"), "d"}}).error;
-    if (!fits) std::this_thread::sleep_for(10ms);
-  }
-  EXPECT_TRUE(fits);
+  EXPECT_TRUE(comes_true([&] { return !wait_for(loader, {{site.url("/4"), "d"}}).error; }));
 }
 
 // A request whose servers say nothing must not keep another one waiting.
@@ -559,14 +555,13 @@ TEST(ImageLoader, LetsNobodyTakeEveryThread) {
   for (int i = 0; i < 40; ++i) hanging.emplace_back(site.url(fmt::format("/hang{}", i)), "x");
   auto stuck = loader.start(hanging, [] {});
   ASSERT_TRUE(stuck.ok());
-  for (int i = 0; i < 1000 && site.heads().size() < 4; ++i) std::this_thread::sleep_for(5ms);
+  EXPECT_TRUE(comes_true([&] { return site.heads().size() >= 4; }));
   EXPECT_EQ(site.heads().size(), 4U);  // of one request at once
   const auto start = std::chrono::steady_clock::now();
   EXPECT_FALSE(wait_for(loader, {{site.url("/quick"), "q"}}).error);
   EXPECT_LT(std::chrono::steady_clock::now() - start, 1500ms);  // the others take two seconds
   ImageLoader::give_up(**stuck);
-  for (int i = 0; i < 300 && site.left() < 4; ++i) std::this_thread::sleep_for(10ms);
-  EXPECT_GE(site.left(), 4);  // the connections are closed, within about a second
+  EXPECT_TRUE(comes_true([&] { return site.left() >= 4; }));  // the connections are closed
 }
 
 TEST(ImageLoader, EndsWhileSomethingIsUnderWay) {
@@ -575,7 +570,7 @@ TEST(ImageLoader, EndsWhileSomethingIsUnderWay) {
   {
     ImageLoader loader(on_loopback());
     ASSERT_TRUE(loader.start({{site.url("/"), "x"}}, [] {}).ok());
-    while (site.heads().empty()) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(comes_true([&] { return !site.heads().empty(); }));
   }
   EXPECT_LT(std::chrono::steady_clock::now() - start, 2s);
 }

@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/comes_true.h"
 #include "server/fake_engine.h"
 #include "server/http/http_server.h"
 #include "server/openai/api_server.h"
@@ -20,9 +21,8 @@ using namespace std::chrono_literals;
 
 constexpr int kClients = 1000;
 // The first client's answer must still go on when the last client's begins, on however slow a machine: 1,900
-// steps are 190 s, and nothing here is waited for longer than 60 s.
+// steps are 190 s, more than kPatience and what it takes to send all.
 constexpr double kStepMs = 100;
-constexpr auto kPatience = 60s;
 
 class Load : public testing::Test {
  protected:
@@ -41,16 +41,6 @@ class Load : public testing::Test {
   void TearDown() override {
     server_.reset();
     api_.reset();
-  }
-
-  template <typename Condition>
-  static bool comes_true(const Condition& condition) {
-    const auto deadline = std::chrono::steady_clock::now() + kPatience;
-    while (!condition()) {
-      if (std::chrono::steady_clock::now() > deadline) return false;
-      std::this_thread::sleep_for(1ms);
-    }
-    return true;
   }
 
   int n_clients_ = 0;

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "api/answers.h"
+#include "base/comes_true.h"
 #include "client/data_url.h"
 #include "server/http/http_server.h"
 #include "server/openai/api_server.h"
@@ -65,13 +66,6 @@ class OpenAi : public testing::Test {
       EXPECT_TRUE(what.at("param").is_null()) << last_.body;
     else
       EXPECT_EQ(what.at("param"), json::value(param)) << last_.body;
-  }
-  static bool comes_true(const std::function<bool()>& condition) {
-    for (int i = 0; i < 1000; ++i) {
-      if (condition()) return true;
-      std::this_thread::sleep_for(2ms);
-    }
-    return false;
   }
 
   std::unique_ptr<ApiServer> api_;

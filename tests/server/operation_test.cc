@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "api/answers.h"
+#include "base/comes_true.h"
 #include "base/log.h"
 #include "server/http/http_server.h"
 #include "server/openai/api_server.h"
@@ -57,13 +58,6 @@ class Operation : public testing::Test {
   }
   RawResponse get(const std::string& path, const std::string& headers = {}) {
     return RawClient(server_->port()).get(path, headers);
-  }
-  static bool comes_true(const std::function<bool()>& condition) {
-    for (int i = 0; i < 2500; ++i) {
-      if (condition()) return true;
-      std::this_thread::sleep_for(2ms);
-    }
-    return false;
   }
   static ApiOptions with_loopback() {
     ApiOptions options;
@@ -290,7 +284,7 @@ ServerResponse ended(Reply reply) {
   PendingReply& pending = *std::get<std::unique_ptr<PendingReply>>(reply);
   std::atomic<bool> woken{false};
   pending.start([&] { woken = true; });
-  for (int i = 0; i < 5000 && !woken; ++i) std::this_thread::sleep_for(2ms);
+  EXPECT_TRUE(comes_true([&] { return woken.load(); }));
   PendingReply::Progress progress = pending.take();
   EXPECT_TRUE(progress.done);
   return progress.done ? *progress.head : ServerResponse{.status = 0};

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include "api/answers.h"
+#include "base/comes_true.h"
 #include "server/openai/answer_writer.h"
 #include "server/served_demo.h"
 
@@ -430,12 +431,10 @@ TEST_F(Responses, NamesFieldsThatItIgnores) {
 
 TEST_F(Responses, EndsStreamsWithAFailureWhenToldToStop) {
   // What the test before left behind has ended, so that what runs is ours.
-  for (int i = 0; i < 1000 && demo_engine().stats().under_way != 0; ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  ASSERT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; }));
   ASSERT_TRUE(client_->send(
       post_bytes(kPath, with(kWho, R"("stream":true,"ignore_eos":true,"max_output_tokens":1900)"))));
-  for (int i = 0; i < 1000 && demo_engine().stats().under_way == 0; ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  ASSERT_TRUE(comes_true([] { return demo_engine().stats().under_way != 0; }));
   EXPECT_FALSE(server_->drain(std::chrono::milliseconds(100)));
   const RawResponse response = client_->read();
   EXPECT_TRUE(response.whole);

@@ -17,6 +17,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/comes_true.h"
 #include "cli/run_program.h"
 #include "server/raw_client.h"
 #include "server/stand_in_site.h"
@@ -82,11 +83,7 @@ class Served {
   Served& operator=(const Served&) = delete;
 
   bool wait_ready() const {
-    for (int i = 0; i < 2000; ++i) {
-      if (RawClient(path_).connected()) return true;
-      std::this_thread::sleep_for(5ms);
-    }
-    return false;
+    return comes_true([&] { return RawClient(path_).connected(); });
   }
   void signal(int number) const { ::kill(child_, number); }
   // 128 + signal when it was killed; -1 when it still runs after the limit.

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <thread>
 
+#include "base/comes_true.h"
 #include "base/log.h"
 #include "server/http/cors.h"
 #include "server/openai/client_limit.h"
@@ -61,9 +62,9 @@ TEST(StatsLog, LogsWhileThereIsWork) {
           return stats;
         },
         5ms);
-    while (asked < 5) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(comes_true([&] { return asked >= 5; }));
     tokens = 100;
-    while (asked < 10) std::this_thread::sleep_for(1ms);
+    EXPECT_TRUE(comes_true([&] { return asked >= 10; }));
   }
   const std::string lines = testing::internal::GetCapturedStderr();
   EXPECT_EQ(std::count(lines.begin(), lines.end(), '\n'), 2) << lines;  // the work, and a line with zeros
