@@ -7,7 +7,7 @@
 
 namespace jewel {
 
-inline constexpr std::chrono::seconds kPatience{60};
+inline constexpr std::chrono::seconds kPatience{120};
 
 template <typename Condition>
 bool comes_true(const Condition& condition) {

@@ -208,7 +208,7 @@ TEST(Serve, EndsEveryRequestOfManyWhenToldToStop) {
   const auto all = ask_much(served.path());
   served.signal(SIGTERM);
   auto ends = ends_of(all);
-  EXPECT_EQ(served.wait_exit(10s), 0);
+  EXPECT_EQ(served.wait_exit(kPatience), 0);
   EXPECT_EQ(ends[Asking::End::kAnswered] + ends[Asking::End::kError], 48);
   EXPECT_GT(ends[Asking::End::kError], 0) << "8000 tokens in a second?";
   EXPECT_FALSE(RawClient(served.path()).connected());
@@ -221,7 +221,7 @@ TEST(Serve, EndsAllOfThemAtOnceAtTheSecondSignal) {
   served.signal(SIGTERM);
   EXPECT_EQ(served.wait_exit(200ms), -1);
   served.signal(SIGTERM);
-  EXPECT_EQ(served.wait_exit(10s), 0);
+  EXPECT_EQ(served.wait_exit(kPatience), 0);
   EXPECT_GT(ends_of(all)[Asking::End::kError], 0);
 }
 
@@ -237,7 +237,7 @@ TEST(Serve, LogsInJson) {
     std::this_thread::sleep_for(500ms);  // for a line of statistics
     client.close();
     served.signal(SIGTERM);
-    EXPECT_EQ(served.wait_exit(10s), 0);
+    EXPECT_EQ(served.wait_exit(kPatience), 0);
   }
   std::ifstream in(file);
   std::set<std::string> messages;
@@ -279,7 +279,7 @@ TEST(Serve, FollowsRedirectsOfPicturesUnlessToldNotTo) {
     EXPECT_EQ(answer.status, follows ? 422 : 400);
     EXPECT_THAT(answer.body, HasSubstr(follows ? "404 Not Found" : "redirects are not followed"));
     served.signal(SIGTERM);
-    EXPECT_EQ(served.wait_exit(10s), 0);
+    EXPECT_EQ(served.wait_exit(kPatience), 0);
   }
 }
 
