@@ -106,8 +106,8 @@ class Served {
 
 constexpr const char* kQuestion = R"({"messages":[{"role":"user","content":"Who are you?"}],"temperature":0)";
 
-TEST(Serve, AnswersSoonAfterItsStart) {
-  const auto start = std::chrono::steady_clock::now();
+// How soon, bench/cold_start.py measures.
+TEST(Serve, AnswersAfterItsStart) {
   Served served;
   ASSERT_TRUE(served.wait_ready());
   RawClient client(served.path());
@@ -115,9 +115,8 @@ TEST(Serve, AnswersSoonAfterItsStart) {
       client.post("/v1/chat/completions", std::string(kQuestion) + R"(,"model":"demo"})");
   EXPECT_EQ(answer.status, 200);
   EXPECT_THAT(answer.body, HasSubstr("Jewel"));
-  EXPECT_LT(std::chrono::steady_clock::now() - start, 10s);  // one second on a machine that does nothing else
   served.signal(SIGTERM);
-  EXPECT_EQ(served.wait_exit(5s), 0);
+  EXPECT_EQ(served.wait_exit(kPatience), 0);
 }
 
 TEST(Serve, LetsRequestsFinishAndStopsAtTheSecondSignal) {
