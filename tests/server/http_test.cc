@@ -305,6 +305,7 @@ TEST_F(Http, GivesUpOnSlowHeadsAndBodiesAndIdleClients) {
   EXPECT_TRUE(idle.closed_within(2s));
   EXPECT_GE(Clock::now() - begin, 300ms);
   EXPECT_TRUE(comes_true([&] { return server_->connections() == 0; }));
+  EXPECT_LT(Clock::now() - begin, 14s);  // the least of the defaults is 15 s
 }
 
 TEST_F(Http, SendsAnswersThatComeBitByBitOrLater) {
@@ -346,7 +347,9 @@ TEST_F(Http, WaitsForSlowReadersWithoutPilingUp) {
   ASSERT_TRUE(client.send("GET /flood HTTP/1.1\r\nHost: x\r\n\r\n"));  // 1 GB, if anyone took it
   client.read_until("xxxx");
   EXPECT_EQ(waiting, 1);
+  const auto begin = Clock::now();
   EXPECT_TRUE(comes_true([] { return waiting == 0; }));  // nobody reads: given up
+  EXPECT_LT(Clock::now() - begin, 50s);                  // the default is 60 s
 }
 
 TEST_F(Http, RefusesConnectionsBeyondTheLimit) {
