@@ -25,12 +25,14 @@ Request endless(int max_tokens = 1500) {
 // Waits until nothing is under way; a leak of requests would fail here.
 void expect_idle(Engine& engine) {
   Stats stats;
-  EXPECT_TRUE(comes_true([&] {
-    stats = engine.stats();
-    return stats.running == 0 && stats.waiting == 0 && stats.under_way == 0 && stats.kv_usage == 0;
-  })) << stats.under_way
-      << " under way, " << stats.running << " running, " << stats.waiting << " waiting, KV "
-      << stats.kv_usage;
+  EXPECT_TRUE(comes_true(
+      [&] {
+        stats = engine.stats();
+        return stats.running == 0 && stats.waiting == 0 && stats.under_way == 0 && stats.kv_usage == 0;
+      },
+      60s))
+      << stats.under_way << " under way, " << stats.running << " running, " << stats.waiting
+      << " waiting, KV " << stats.kv_usage;
 }
 
 TEST(Streams, PiecesAreTheWhole) {
@@ -55,7 +57,7 @@ TEST(Streams, CallbacksSayTheSame) {
   });
   ASSERT_TRUE(ticket.ok());
   std::unique_lock lock(mutex);
-  ASSERT_TRUE(done.wait_for(lock, kPatience, [&] { return finished; }));
+  ASSERT_TRUE(done.wait_for(lock, 30s, [&] { return finished; }));
   EXPECT_EQ(answer.content, ask(demo_engine(), question("Who are you?")).content);
 }
 
@@ -87,7 +89,7 @@ TEST(Streams, CancelFromInsideTheCallback) {
   ticket = *submitted;
   have_ticket = true;
   std::unique_lock lock(mutex);
-  ASSERT_TRUE(done.wait_for(lock, kPatience, [&] { return reason.has_value(); }));
+  ASSERT_TRUE(done.wait_for(lock, 30s, [&] { return reason.has_value(); }));
   EXPECT_EQ(*reason, EndReason::kCancelled);
 }
 

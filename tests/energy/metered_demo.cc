@@ -37,13 +37,16 @@ MeteredDemo demo_without_meter() {
 
 EnergyStats settled(Engine& engine) {
   EnergyStats energy;
-  EXPECT_TRUE(comes_true([&] {
-    const Stats stats = engine.stats();
-    energy = stats.energy.value();
-    const double booked = energy.image_joules + energy.prefill_joules + energy.decode_joules +
-                          energy.idle_joules + energy.unattributed_joules;
-    return stats.under_way == 0 && stats.running == 0 && booked > 0.999 * energy.counter_joules;
-  })) << "the books do not close";
+  EXPECT_TRUE(comes_true(
+      [&] {
+        const Stats stats = engine.stats();
+        energy = stats.energy.value();
+        const double booked = energy.image_joules + energy.prefill_joules + energy.decode_joules +
+                              energy.idle_joules + energy.unattributed_joules;
+        return stats.under_way == 0 && stats.running == 0 && booked > 0.999 * energy.counter_joules;
+      },
+      std::chrono::seconds(10)))
+      << "the books do not close";
   return energy;
 }
 

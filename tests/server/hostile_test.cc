@@ -69,7 +69,7 @@ class Hostile : public testing::Test {
         R"({"messages":[{"role":"user","content":"Who are you?"}],"temperature":0,"max_tokens":60})");
     EXPECT_EQ(answer.status, 200) << "after " << after;
     EXPECT_THAT(answer.body, testing::HasSubstr("I am Jewel's demo model")) << "after " << after;
-    EXPECT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; })) << "after " << after;
+    EXPECT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; }, 2s)) << "after " << after;
   }
 
   // A request that is one, on a connection that is kept while the server keeps it.

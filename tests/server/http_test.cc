@@ -10,7 +10,6 @@
 #include <mutex>
 #include <thread>
 
-#include "base/comes_true.h"
 #include "server/http/http_server.h"
 #include "server/raw_client.h"
 
@@ -144,6 +143,14 @@ class Http : public testing::Test {
     server_ = std::move(*server);
   }
   int port() const { return server_->port(); }
+  static bool comes_true(const std::function<bool()>& condition, std::chrono::milliseconds limit = 3s) {
+    const auto end = Clock::now() + limit;
+    while (!condition()) {
+      if (Clock::now() > end) return false;
+      std::this_thread::sleep_for(2ms);
+    }
+    return true;
+  }
 
   HttpOptions options_;
   Stub stub_;
@@ -243,11 +250,13 @@ TEST_F(Http, LimitsWhatAllBodiesTakeTogether) {
   EXPECT_EQ(busy.header("retry-after"), "1");
   EXPECT_EQ(first.read().status, 408);  // and gives its bytes back, maybe a moment after its answer is read
   int status = 0;
-  EXPECT_TRUE(comes_true([&] {
-    RawClient third(port());
-    status = third.post("/large", std::string(3 << 20, 'x')).status;
-    return status != 503;
-  }));
+  EXPECT_TRUE(comes_true(
+      [&] {
+        RawClient third(port());
+        status = third.post("/large", std::string(3 << 20, 'x')).status;
+        return status != 503;
+      },
+      1s));
   EXPECT_EQ(status, 200);
 }
 
@@ -304,8 +313,7 @@ TEST_F(Http, GivesUpOnSlowHeadsAndBodiesAndIdleClients) {
   EXPECT_THAT(late.body, testing::HasSubstr("2 bytes"));
   EXPECT_TRUE(idle.closed_within(2s));
   EXPECT_GE(Clock::now() - begin, 300ms);
-  EXPECT_TRUE(comes_true([&] { return server_->connections() == 0; }));
-  EXPECT_LT(Clock::now() - begin, 14s);  // the least of the defaults is 15 s
+  EXPECT_TRUE(comes_true([&] { return server_->connections() == 0; }, 5s));
 }
 
 TEST_F(Http, SendsAnswersThatComeBitByBitOrLater) {
@@ -347,9 +355,7 @@ TEST_F(Http, WaitsForSlowReadersWithoutPilingUp) {
   ASSERT_TRUE(client.send("GET /flood HTTP/1.1\r\nHost: x\r\n\r\n"));  // 1 GB, if anyone took it
   client.read_until("xxxx");
   EXPECT_EQ(waiting, 1);
-  const auto begin = Clock::now();
-  EXPECT_TRUE(comes_true([] { return waiting == 0; }));  // nobody reads: given up
-  EXPECT_LT(Clock::now() - begin, 50s);                  // the default is 60 s
+  EXPECT_TRUE(comes_true([] { return waiting == 0; }, 3s));  // nobody reads: given up
 }
 
 TEST_F(Http, RefusesConnectionsBeyondTheLimit) {

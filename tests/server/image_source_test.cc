@@ -496,7 +496,7 @@ ImageLoader::State wait_for(ImageLoader& loader, const std::vector<WantedImage>&
   });
   if (!load.ok()) return {.finished = true, .error = load.error()};
   std::unique_lock lock(mutex);
-  EXPECT_TRUE(ended.wait_for(lock, kPatience, [&] { return over; }));
+  EXPECT_TRUE(ended.wait_for(lock, 10s, [&] { return over; }));
   return loader.state(**load);
 }
 
@@ -541,7 +541,7 @@ TEST(ImageLoader, HasLimits) {
   ASSERT_TRUE(full.error);
   EXPECT_EQ(full.error->code, ErrorCode::kUnavailable);
   two.clear();  // gives the bytes back, once the loader's thread has let go of them too
-  EXPECT_TRUE(comes_true([&] { return !wait_for(loader, {{site.url("/4"), "d"}}).error; }));
+  EXPECT_TRUE(comes_true([&] { return !wait_for(loader, {{site.url("/4"), "d"}}).error; }, 2s));
 }
 
 // A request whose servers say nothing must not keep another one waiting.
@@ -555,13 +555,14 @@ TEST(ImageLoader, LetsNobodyTakeEveryThread) {
   for (int i = 0; i < 40; ++i) hanging.emplace_back(site.url(fmt::format("/hang{}", i)), "x");
   auto stuck = loader.start(hanging, [] {});
   ASSERT_TRUE(stuck.ok());
-  EXPECT_TRUE(comes_true([&] { return site.heads().size() >= 4; }));
+  EXPECT_TRUE(comes_true([&] { return site.heads().size() >= 4; }, 5s));
   EXPECT_EQ(site.heads().size(), 4U);  // of one request at once
   const auto start = std::chrono::steady_clock::now();
   EXPECT_FALSE(wait_for(loader, {{site.url("/quick"), "q"}}).error);
   EXPECT_LT(std::chrono::steady_clock::now() - start, 1500ms);  // the others take two seconds
   ImageLoader::give_up(**stuck);
-  EXPECT_TRUE(comes_true([&] { return site.left() >= 4; }));  // the connections are closed
+  // The connections are closed, within about a second.
+  EXPECT_TRUE(comes_true([&] { return site.left() >= 4; }, 3s));
 }
 
 TEST(ImageLoader, EndsWhileSomethingIsUnderWay) {

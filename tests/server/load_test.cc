@@ -20,8 +20,8 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr int kClients = 1000;
-// The first client's answer must still go on when the last client's begins, on however slow a machine: 1,900
-// steps are 380 s, more than kPatience and what it takes to send all.
+// The first client's answer must still go on when the last client's begins, on a busy machine too: 1,900
+// steps take 380 s.
 constexpr double kStepMs = 200;
 
 class Load : public testing::Test {
@@ -59,7 +59,7 @@ TEST_F(Load, GivesEveryPageBackWhenAllClientsVanish) {
     ASSERT_TRUE(clients.back()->connected()) << i;
     ASSERT_TRUE(clients.back()->send(request)) << i;
   }
-  ASSERT_TRUE(comes_true([&] { return engine_->stats().running == n_clients_; }))
+  ASSERT_TRUE(comes_true([&] { return engine_->stats().running == n_clients_; }, 60s))
       << engine_->stats().running << " of " << n_clients_ << " run";
   EXPECT_GT(engine_->stats().kv_usage, 0);
   for (size_t i = 0; i < clients.size(); ++i) i % 2 == 0 ? clients[i]->reset() : clients[i]->close();

@@ -345,10 +345,10 @@ TEST_F(Messages, NamesFieldsThatItIgnores) {
 
 TEST_F(Messages, EndsStreamsWithAnErrorWhenToldToStop) {
   // What the test before left behind has ended, so that what runs is ours.
-  ASSERT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; }));
+  ASSERT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; }, std::chrono::seconds(2)));
   ASSERT_TRUE(
       client_->send(post_bytes(kPath, with(kWho, R"("stream":true,"ignore_eos":true,"max_tokens":1900)"))));
-  ASSERT_TRUE(comes_true([] { return demo_engine().stats().under_way != 0; }));
+  ASSERT_TRUE(comes_true([] { return demo_engine().stats().under_way != 0; }, std::chrono::seconds(2)));
   EXPECT_FALSE(server_->drain(std::chrono::milliseconds(100)));
   const RawResponse response = client_->read();
   EXPECT_TRUE(response.whole);

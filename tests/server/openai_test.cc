@@ -393,12 +393,12 @@ TEST_F(OpenAi, CancelsWhenTheClientIsGone) {
           post_bytes("/v1/chat/completions",
                      chat(fmt::format(R"("ignore_eos":true,"max_tokens":2000,"n":2,"stream":{})", stream)))));
     }
-    EXPECT_TRUE(comes_true([] { return demo_engine().stats().under_way == 24; }));
+    EXPECT_TRUE(comes_true([] { return demo_engine().stats().under_way == 24; }, 2s));
     const auto left = std::chrono::steady_clock::now();
     for (const auto& client : clients) client->reset();
-    EXPECT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; }));
+    EXPECT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; }, 2s));
     EXPECT_LT(std::chrono::steady_clock::now() - left, 1500ms);
-    EXPECT_TRUE(comes_true([] { return demo_engine().stats().kv_usage == 0; }));
+    EXPECT_TRUE(comes_true([] { return demo_engine().stats().kv_usage == 0; }, 2s));
   }
 }
 
@@ -408,7 +408,7 @@ TEST_F(OpenAi, EndsStreamsCleanlyWhenToldToStop) {
   const std::string endless = R"("ignore_eos":true,"max_tokens":2000)";
   ASSERT_TRUE(streaming.send(post_bytes("/v1/chat/completions", chat(endless + R"(,"stream":true)"))));
   ASSERT_TRUE(waiting.send(post_bytes("/v1/chat/completions", chat(endless))));
-  EXPECT_TRUE(comes_true([] { return demo_engine().stats().running == 2; }));
+  EXPECT_TRUE(comes_true([] { return demo_engine().stats().running == 2; }, 2s));
   EXPECT_FALSE(server_->drain(200ms));
   const RawResponse stream = streaming.read();
   EXPECT_TRUE(stream.whole);
@@ -417,7 +417,7 @@ TEST_F(OpenAi, EndsStreamsCleanlyWhenToldToStop) {
   EXPECT_EQ(events.back(), "[DONE]");
   EXPECT_THAT(events[events.size() - 2], HasSubstr("shutting down"));
   EXPECT_EQ(waiting.read().status, 503);
-  EXPECT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; }));
+  EXPECT_TRUE(comes_true([] { return demo_engine().stats().under_way == 0; }, 2s));
 }
 
 TEST_F(OpenAi, HoldsRequestsToADeadline) {

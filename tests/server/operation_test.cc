@@ -152,18 +152,18 @@ TEST_F(Operation, GivesUpPicturesOfClientsThatLeft) {
   {
     RawClient client(server_->port());
     ASSERT_TRUE(client.send(post_bytes(kChat, about({site.url("/a"), site.url("/b")}))));
-    EXPECT_TRUE(comes_true([&] { return site.heads().size() == 2; }));
+    EXPECT_TRUE(comes_true([&] { return site.heads().size() == 2; }, 5s));
     EXPECT_EQ(get("/health").status, 200);  // nobody else waits
     EXPECT_EQ(post(chat()).status, 200);
     client.reset();
   }
   const auto left = std::chrono::steady_clock::now();
-  EXPECT_TRUE(comes_true([&] { return site.left() == 2; }));
+  EXPECT_TRUE(comes_true([&] { return site.left() == 2; }, 5s));
   EXPECT_LT(std::chrono::steady_clock::now() - left, 2500ms);
   // One that is told to end while a picture is on its way ends with an error.
   RawClient waiting(server_->port());
   ASSERT_TRUE(waiting.send(post_bytes(kChat, about({site.url("/c")}))));
-  EXPECT_TRUE(comes_true([&] { return site.heads().size() == 3; }));
+  EXPECT_TRUE(comes_true([&] { return site.heads().size() == 3; }, 5s));
   EXPECT_FALSE(server_->drain(100ms));
   EXPECT_EQ(waiting.read().status, 503);
 }
@@ -241,7 +241,7 @@ TEST_F(Operation, HoldsAClientToItsShare) {
   EXPECT_EQ(post(chat(), kChat, "Authorization: Bearer two\r\n").status, 200);
   EXPECT_EQ(get("/v1/models", one).status, 200);
   busy.reset();
-  EXPECT_TRUE(comes_true([&] { return post(chat(), kChat, one).status == 200; }));
+  EXPECT_TRUE(comes_true([&] { return post(chat(), kChat, one).status == 200; }, 5s));
 }
 
 TEST_F(Operation, ChecksItselfWhenAsked) {
@@ -284,7 +284,7 @@ ServerResponse ended(Reply reply) {
   PendingReply& pending = *std::get<std::unique_ptr<PendingReply>>(reply);
   std::atomic<bool> woken{false};
   pending.start([&] { woken = true; });
-  EXPECT_TRUE(comes_true([&] { return woken.load(); }));
+  EXPECT_TRUE(comes_true([&] { return woken.load(); }, 10s));
   PendingReply::Progress progress = pending.take();
   EXPECT_TRUE(progress.done);
   return progress.done ? *progress.head : ServerResponse{.status = 0};

@@ -12,10 +12,10 @@
 #include <cctype>
 #include <cstring>
 
-#include "base/comes_true.h"
-
 namespace jewel {
 namespace {
+
+constexpr std::chrono::milliseconds kPatience{10'000};
 
 std::string small(std::string text) {
   std::ranges::transform(text, text.begin(), [](unsigned char c) { return std::tolower(c); });

@@ -1,5 +1,5 @@
 // A client that sends the bytes it is told and reads what comes, for tests of the server. Every wait ends
-// after kPatience (base/comes_true.h), so that a broken server fails a test instead of hanging it.
+// after ten seconds, so that a broken server fails a test instead of hanging it.
 #pragma once
 
 #include <chrono>

@@ -17,7 +17,6 @@
 #include <thread>
 #include <vector>
 
-#include "base/comes_true.h"
 #include "cli/run_program.h"
 #include "server/raw_client.h"
 #include "server/stand_in_site.h"
@@ -83,7 +82,11 @@ class Served {
   Served& operator=(const Served&) = delete;
 
   bool wait_ready() const {
-    return comes_true([&] { return RawClient(path_).connected(); });
+    for (int i = 0; i < 2000; ++i) {
+      if (RawClient(path_).connected()) return true;
+      std::this_thread::sleep_for(5ms);
+    }
+    return false;
   }
   void signal(int number) const { ::kill(child_, number); }
   // 128 + signal when it was killed; -1 when it still runs after the limit.
@@ -106,8 +109,8 @@ class Served {
 
 constexpr const char* kQuestion = R"({"messages":[{"role":"user","content":"Who are you?"}],"temperature":0)";
 
-// How soon, bench/cold_start.py measures.
-TEST(Serve, AnswersAfterItsStart) {
+TEST(Serve, AnswersSoonAfterItsStart) {
+  const auto start = std::chrono::steady_clock::now();
   Served served;
   ASSERT_TRUE(served.wait_ready());
   RawClient client(served.path());
@@ -115,8 +118,9 @@ TEST(Serve, AnswersAfterItsStart) {
       client.post("/v1/chat/completions", std::string(kQuestion) + R"(,"model":"demo"})");
   EXPECT_EQ(answer.status, 200);
   EXPECT_THAT(answer.body, HasSubstr("Jewel"));
+  EXPECT_LT(std::chrono::steady_clock::now() - start, 10s);  // one second on a machine that does nothing else
   served.signal(SIGTERM);
-  EXPECT_EQ(served.wait_exit(kPatience), 0);
+  EXPECT_EQ(served.wait_exit(5s), 0);
 }
 
 TEST(Serve, LetsRequestsFinishAndStopsAtTheSecondSignal) {
@@ -207,7 +211,7 @@ TEST(Serve, EndsEveryRequestOfManyWhenToldToStop) {
   const auto all = ask_much(served.path());
   served.signal(SIGTERM);
   auto ends = ends_of(all);
-  EXPECT_EQ(served.wait_exit(kPatience), 0);
+  EXPECT_EQ(served.wait_exit(10s), 0);
   EXPECT_EQ(ends[Asking::End::kAnswered] + ends[Asking::End::kError], 48);
   EXPECT_GT(ends[Asking::End::kError], 0) << "8000 tokens in a second?";
   EXPECT_FALSE(RawClient(served.path()).connected());
@@ -220,7 +224,7 @@ TEST(Serve, EndsAllOfThemAtOnceAtTheSecondSignal) {
   served.signal(SIGTERM);
   EXPECT_EQ(served.wait_exit(200ms), -1);
   served.signal(SIGTERM);
-  EXPECT_EQ(served.wait_exit(kPatience), 0);
+  EXPECT_EQ(served.wait_exit(10s), 0);
   EXPECT_GT(ends_of(all)[Asking::End::kError], 0);
 }
 
@@ -236,7 +240,7 @@ TEST(Serve, LogsInJson) {
     std::this_thread::sleep_for(500ms);  // for a line of statistics
     client.close();
     served.signal(SIGTERM);
-    EXPECT_EQ(served.wait_exit(kPatience), 0);
+    EXPECT_EQ(served.wait_exit(10s), 0);
   }
   std::ifstream in(file);
   std::set<std::string> messages;
@@ -278,7 +282,7 @@ TEST(Serve, FollowsRedirectsOfPicturesUnlessToldNotTo) {
     EXPECT_EQ(answer.status, follows ? 422 : 400);
     EXPECT_THAT(answer.body, HasSubstr(follows ? "404 Not Found" : "redirects are not followed"));
     served.signal(SIGTERM);
-    EXPECT_EQ(served.wait_exit(kPatience), 0);
+    EXPECT_EQ(served.wait_exit(10s), 0);
   }
 }
 
