@@ -237,12 +237,20 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
   cluster_wait();
 }
 
+// Of a block of a step of `rows` rows.
+template <int kParts, int kColumnTiles>
+size_t shared_bytes(int rows) {
+  const auto needed = static_cast<size_t>(Ple<kParts>(std::min(rows, 8 * kColumnTiles)).bytes);
+  return rows > 8 && product_device().chooses_places ? std::max(needed, kPleShared) : needed;
+}
+
 // What the kernel needs beyond every kernel's due, at each launch: a device that was reset has forgotten it.
 template <int kParts, int kColumnTiles>
 cudaError_t allow() {
   const auto kernel = ple_kernel<kParts, kColumnTiles>;
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                 Ple<kParts>(8 * kColumnTiles).bytes);
+  const cudaError_t error =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           static_cast<int>(shared_bytes<kParts, kColumnTiles>(kMaxDecodeRows)));
   return error != cudaSuccess
              ? error
              : cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
@@ -253,7 +261,7 @@ cudaError_t launch(const PleArgs& args, cudaStream_t stream) {
   constexpr int kRows = 8 * kColumnTiles;
   const int clusters = (args.rows + kRows - 1) / kRows;
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(kBlocks * clusters)),
-                          .shared = static_cast<size_t>(Ple<kParts>(std::min(args.rows, kRows)).bytes),
+                          .shared = shared_bytes<kParts, kColumnTiles>(args.rows),
                           .overlap = true,
                           .cluster = kBlocks};
   const cudaError_t error = allow<kParts, kColumnTiles>();
@@ -270,7 +278,7 @@ int clusters_at_once() {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(kBlocks);
   config.blockDim = dim3(kProductThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(Ple<kParts>(8 * kColumnTiles).bytes);
+  config.dynamicSmemBytes = shared_bytes<kParts, kColumnTiles>(kMaxDecodeRows);
   config.attrs = &attribute;
   config.numAttrs = 1;
   int clusters = 0;

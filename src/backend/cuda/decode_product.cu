@@ -88,11 +88,14 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
   }
 }
 
+constexpr size_t kNormStatic = sizeof(float) * (kNormScratch + 2 * kMaxHidden);
+
 __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
     const __grid_constant__ DecodeNorm norm, int rows, int hidden, uint8_t* x, XOrder x_order,
     bool rehearse) {
   __shared__ __align__(16) float scratch[kNormScratch];
   __shared__ __align__(16) float weights[2 * kMaxHidden];
+  static_assert(sizeof scratch + sizeof weights == kNormStatic);
   const int row = static_cast<int>(blockIdx.x);
   if (!rehearse) release_next_kernel();
   fetch_norm_weights(norm, hidden, weights);
@@ -162,7 +165,7 @@ const Device& product_device() {
     cudaDeviceGetAttribute(&found.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
     found.dependent_launch = major >= 9;
-    found.wgmma = major == 9;
+    found.wgmma = found.chooses_places = major == 9;
     return found;
   }();
   return d;
@@ -177,10 +180,18 @@ XOrder x_order_of(const TiledWeight& w, int rows, bool portable) {
 cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, void* x, XOrder x_order,
                                bool overlap, cudaStream_t stream) {
   if (hidden > kMaxHidden || hidden % 4 != 0 || rows < 1) return cudaErrorInvalidValue;
-  const LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)), .overlap = overlap};
+  LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)), .overlap = overlap};
+  // With fewer rows the blocks would wait too long for so much room.
+  const bool update = norm.pre_norm == nullptr;
+  if (overlap && product_device().chooses_places && rows > (update ? 32 : 8)) {
+    shape.shared = (update ? kUpdateShared : kNormShared) - kNormStatic;
+    const cudaError_t allowed = cudaFuncSetAttribute(
+        residual_norm_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
+    if (allowed != cudaSuccess) return allowed;
+  }
   return launch_kernel<DecodeNorm, int, int, uint8_t*, XOrder, bool>(
       residual_norm_kernel, shape, stream, norm, rows, hidden, static_cast<uint8_t*>(x), x_order,
-      overlap && norm.pre_norm != nullptr && rows <= kRehearsedRows);
+      overlap && !update && rows <= kRehearsedRows);
 }
 
 cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
@@ -205,7 +216,8 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .ple = p.ple,
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
-                   .bulk_x = !p.portable && product_device().dependent_launch};
+                   .bulk_x = !p.portable && product_device().dependent_launch,
+                   .late_release = p.late_release};
   if (p.x == nullptr) {
     args.x_order = x_order_of(p.w, p.rows, p.portable);
     const cudaError_t error =

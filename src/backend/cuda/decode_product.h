@@ -124,7 +124,10 @@ struct DecodeProduct {
   int64_t ple_stride = 0;
   float cap = 0;
 
-  bool overlap = true;    // programmatic dependent launch, where the device has it
+  bool overlap = true;  // programmatic dependent launch, where the device has it
+  // Above 8 rows: the next kernel may start only behind this one's wait. For a product with a norm behind it,
+  // which lets the kernel after it start at once.
+  bool late_release = false;
   bool portable = false;  // the path of sm_80 and sm_89 even on sm_90
 };
 

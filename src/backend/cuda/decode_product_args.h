@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "backend/cuda/decode_device.h"
 #include "backend/cuda/decode_tiles.h"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -36,7 +37,8 @@ struct ProductArgs {
   const float* ple;
   int64_t ple_stride;
   float cap;
-  bool bulk_x = false;  // x may come by bulk copies (sm_90)
+  bool bulk_x = false;        // x may come by bulk copies (sm_90)
+  bool late_release = false;  // see DecodeProduct
 };
 
 constexpr int kRedPitch = 20;  // floats from one activation row to the next: stores without bank conflicts
@@ -131,14 +133,6 @@ __device__ __forceinline__ void finish_tile(const ProductArgs& a, const float* s
 
 // For up to this many rows norms rehearse: there they start well before their input is there.
 constexpr int kRehearsedRows = 4;
-
-struct Device {
-  int sms = 0;
-  int shared_per_block = 0;
-  bool dependent_launch = false;
-  bool wgmma = false;
-};
-const Device& product_device();
 
 struct LaunchShape {
   dim3 grid;

@@ -43,7 +43,7 @@ template <TileFormat kFormat, class K>
 __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_constant__ ProductArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(128) uint8_t shared[];
-  release_next_kernel();
+  if (!a.late_release) release_next_kernel();
   const int tid = static_cast<int>(threadIdx.x), lane = tid % 32;
   const int group = __shfl_sync(~0u, tid / kGroupThreads, 0), warp = __shfl_sync(~0u, tid / 32 % 4, 0);
   const int rank = static_cast<int>(cluster_rank()), run = rank * kGroups + group;
@@ -84,6 +84,7 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
   convert(0, even);
   __syncthreads();  // the barriers' start
   wait_for_last_kernel();
+  if (a.late_release) release_next_kernel();
 
   uint32_t filled = 0;  // times that the stages were, before this group of rows
 #pragma unroll 1

@@ -21,7 +21,7 @@ class Chain {
     normed(l.qkv, l.input_norm, DecodeOut::kF32, b_.qkv);
     attend(l);
     const int width = l.attention.n_heads * l.attention.head_dim;
-    plain(l.o, b_.attended, b_.y, width);
+    plain(l.o, b_.attended, b_.y, width, true);
     owe(l.o, l.post_attention_norm, 1);
     normed(l.gate_up, l.pre_feedforward_norm, DecodeOut::kGatedUp, b_.wide, nullptr, order_for(l.down),
            1 / l.down.x_scale);
@@ -121,11 +121,16 @@ class Chain {
     if (pending_.y != nullptr) paid();
   }
 
-  void plain(const TiledWeight& w, const void* x, float* out, int k) {
+  void plain(const TiledWeight& w, const void* x, float* out, int k, bool late_release = false) {
     if (w.k != k) keep(cudaErrorInvalidValue);
-    keep(launch_decode_product(
-        {.w = w, .rows = s_.rows.n, .x = x, .x_order = order_for(w), .out = out, .portable = s_.portable},
-        stream_));
+    keep(launch_decode_product({.w = w,
+                                .rows = s_.rows.n,
+                                .x = x,
+                                .x_order = order_for(w),
+                                .out = out,
+                                .late_release = late_release,
+                                .portable = s_.portable},
+                               stream_));
   }
 
   void attend(const DecodeLayer& l) {
