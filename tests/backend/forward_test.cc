@@ -303,6 +303,22 @@ TEST(Forward, LongChunkIsShortChunks) {
 // --- Stages
 // ------------------------------------------------------------------------------------------------------
 
+// What a norm's weights are multiplied by and the scales behind it divided by, if a power of two, is nobody's
+// rounding.
+TEST(Forward, PowersOfTwoMoveBetweenNormAndScales) {
+  RandomModelOptions o{.weight_dtype = DType::kF8E4M3, .scale = RandomModelOptions::Scale::kRow};
+  const auto model = random_model(o);
+  o.norm_factor = 8192;
+  const auto moved = random_model(o);
+  ASSERT_GT(moved->weights.layers[0].input_layernorm[0], 1000);
+  const auto tokens = random_tokens(model->config, 70, 13);
+  for (CpuIsa isa : runnable_isas()) {
+    Driver driver(*model, options_for({isa, DType::kBF16, DType::kF8E4M3}));
+    Driver of_moved(*moved, options_for({isa, DType::kBF16, DType::kF8E4M3}));
+    EXPECT_EQ(of_moved.all_logprobs(tokens, 32), driver.all_logprobs(tokens, 32)) << isa_name(isa);
+  }
+}
+
 TEST(Forward, ObserverSeesEveryStageInOrder) {
   const auto model = random_model({.vision = true});
   const TextConfig& text = model->config.text;

@@ -147,6 +147,7 @@ VisionConfig vision_config(const RandomModelOptions& o) {
 }  // namespace
 
 std::unique_ptr<RandomModel> random_model(const RandomModelOptions& o) {
+  JEWEL_CHECK(o.norm_factor == 1 || o.scale != RandomModelOptions::Scale::kNone, "a factor needs scales");
   auto model = std::make_unique<RandomModel>();
   Builder build(o, model->storage_);
   ModelConfig& config = model->config;
@@ -189,6 +190,13 @@ std::unique_ptr<RandomModel> random_model(const RandomModelOptions& o) {
     layer.gate_proj = build.linear(c.intermediate_size, hidden);
     layer.up_proj = build.linear(c.intermediate_size, hidden);
     layer.down_proj = build.linear(hidden, c.intermediate_size);
+    for (NormWeight* norm : {&layer.input_layernorm, &layer.pre_feedforward_layernorm}) {
+      for (float& value : *norm) value *= o.norm_factor;
+    }
+    for (LinearWeight* behind :
+         {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.gate_proj, &layer.up_proj}) {
+      for (float& value : behind->scale) value /= o.norm_factor;
+    }
     if (p > 0) {
       layer.post_per_layer_input_norm = build.norm(hidden, 0.5f, 0.1f);
       layer.per_layer_input_gate = build.kept(p, hidden);

@@ -42,6 +42,9 @@ struct RandomModelOptions {
   enum class Scale : uint8_t { kNone, kTensor, kRow } scale = Scale::kNone;
   // FP8 only where published checkpoints have it: q, k, v, o, gate, up and down of the decoder's layers.
   bool fp8_as_published = false;
+  // The norms in front of q, k, v, gate and up come multiplied by this power of two, the scales of those
+  // weights divided by it: the same model, with activations that FP16 has no room for. Needs `scale`.
+  float norm_factor = 1;
   uint64_t seed = 1;
   bool repeat_values = false;  // large tensors repeat their first 524287 values: for measuring speed
 };

@@ -31,7 +31,8 @@ inline constexpr Mode kModes[] = {
 
 // wide: with E2B's hidden size and per-layer inputs, which have kernels of their own, and a gate-up product
 // for the kernel of more than 32 rows.
-inline std::unique_ptr<RandomModel> model_for(const Mode& mode, bool vision = false, bool wide = false) {
+inline std::unique_ptr<RandomModel> model_for(const Mode& mode, bool vision = false, bool wide = false,
+                                              float norm_factor = 1) {
   RandomModelOptions options;
   options.hidden_size = wide ? 1536 : 128;
   options.intermediate_size = wide ? 4608 : 192;
@@ -43,6 +44,7 @@ inline std::unique_ptr<RandomModel> model_for(const Mode& mode, bool vision = fa
   options.weight_dtype = mode.weights;
   options.scale =
       mode.weights == DType::kF8E4M3 ? RandomModelOptions::Scale::kRow : RandomModelOptions::Scale::kNone;
+  options.norm_factor = norm_factor;
   options.vision = vision;
   options.vision_hidden = 128;
   options.vision_heads = 2;

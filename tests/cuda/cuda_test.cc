@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <numeric>
 
 #include "backend/cuda/device_rates.h"
 #include "cuda_fixture.h"
@@ -122,6 +123,39 @@ TEST_P(CudaTest, NeighboursDoNotMatter) {
   }
 }
 
+class CudaFp8Test : public CudaTest {};
+
+// A model whose norms leave more than FP16 holds: its activations are BF16 in all kernels. They are a power
+// of two times those of the model without, so where these are BF16 too nothing else changes.
+TEST_P(CudaFp8Test, NormsThatFp16HasNoRoomFor) {
+  for (const bool wide : {false, true}) {
+    const auto model = model_for(GetParam(), false, wide, 8192);
+    OPEN_OR_SKIP(cuda, *model);
+    const auto tokens = random_tokens(model->config, kTokens, 7);
+    const Rows rows = cuda.all_logprobs(tokens, 256);
+    Driver reference(*model, {.dtype = DType::kF32, .kv_dtype = GetParam().kv, .max_slots = 2});
+    Driver cpu(*model, {.dtype = DType::kBF16, .kv_dtype = GetParam().kv, .max_slots = 2});
+    const Rows wanted = reference.all_logprobs(tokens, 256);
+    const double of_cpu = distance(cpu.all_logprobs(tokens, 256), wanted);
+    EXPECT_LE(distance(rows, wanted), 1.5 * of_cpu) << (wide ? "wide" : "");
+    if (GetParam().portable) {
+      const auto plain = model_for(GetParam(), false, wide);
+      OPEN_OR_SKIP(without, *plain);
+      EXPECT_EQ(without.all_logprobs(tokens, 256), rows) << (wide ? "wide" : "");
+    }
+    std::vector<int> sequences(20);
+    std::iota(sequences.begin(), sequences.end(), 0);
+    const std::vector<Life> together = decode_together(cuda, *model, sequences, 12);
+    for (const size_t few : {9, 5, 1}) {
+      sequences.resize(few);
+      const std::vector<Life> lives = decode_together(cuda, *model, sequences, 12);
+      for (size_t i = 0; i < lives.size(); ++i) {
+        EXPECT_EQ(lives[i], together[i]) << "sequence " << i << " among " << few << (wide ? ", wide" : "");
+      }
+    }
+  }
+}
+
 // Weights, graphs and what kernels were allowed go with the context; all of it has to be made again.
 TEST_P(CudaTest, GivenBackAndHadAgain) {
   const auto model = model_for(GetParam());
@@ -230,6 +264,8 @@ TEST(CudaRates, AreThoseOfACard) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, CudaTest, testing::ValuesIn(kModes),
+                         [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Modes, CudaFp8Test, testing::Values(kModes[1], kModes[3]),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace
