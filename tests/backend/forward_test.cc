@@ -300,9 +300,6 @@ TEST(Forward, LongChunkIsShortChunks) {
   }
 }
 
-// --- Stages
-// ------------------------------------------------------------------------------------------------------
-
 // What a norm's weights are multiplied by and the scales behind it divided by, if a power of two, is nobody's
 // rounding.
 TEST(Forward, PowersOfTwoMoveBetweenNormAndScales) {
@@ -318,6 +315,9 @@ TEST(Forward, PowersOfTwoMoveBetweenNormAndScales) {
     EXPECT_EQ(of_moved.all_logprobs(tokens, 32), driver.all_logprobs(tokens, 32)) << isa_name(isa);
   }
 }
+
+// --- Stages
+// ------------------------------------------------------------------------------------------------------
 
 TEST(Forward, ObserverSeesEveryStageInOrder) {
   const auto model = random_model({.vision = true});

@@ -28,17 +28,24 @@ double distance(const Rows& a, const Rows& b) {
   return std::sqrt(sum / norm);
 }
 
+// What float32 finds, and how far from it the CPU's BF16 is.
+struct Reference {
+  Rows wanted;
+  double of_cpu;
+  Reference(const RandomModel& model, const std::vector<TokenId>& tokens, DType kv) {
+    CpuOptions exact{.dtype = DType::kF32, .kv_dtype = kv == DType::kBF16 ? DType::kF32 : kv, .max_slots = 2};
+    CpuOptions bf16{.dtype = DType::kBF16, .kv_dtype = kv, .max_slots = 2};
+    Driver reference(model, exact), cpu(model, bf16);
+    wanted = reference.all_logprobs(tokens, 256);
+    of_cpu = distance(cpu.all_logprobs(tokens, 256), wanted);
+  }
+};
+
 TEST_P(CudaTest, AsCloseToFloat32AsTheCpu) {
   const auto model = model_for(GetParam());
   OPEN_OR_SKIP(cuda, *model);
   const auto tokens = random_tokens(model->config, kTokens, 7);
-  CpuOptions exact{.dtype = DType::kF32,
-                   .kv_dtype = GetParam().kv == DType::kBF16 ? DType::kF32 : GetParam().kv,
-                   .max_slots = 2};
-  CpuOptions bf16{.dtype = DType::kBF16, .kv_dtype = GetParam().kv, .max_slots = 2};
-  Driver reference(*model, exact), cpu(*model, bf16);
-  const Rows wanted = reference.all_logprobs(tokens, 256);
-  const double of_cpu = distance(cpu.all_logprobs(tokens, 256), wanted);
+  const auto [wanted, of_cpu] = Reference(*model, tokens, GetParam().kv);
   const double of_cuda = distance(cuda.all_logprobs(tokens, 256), wanted);
   std::printf("distance from float32: cuda %.2e, cpu %.2e\n", of_cuda, of_cpu);
   EXPECT_LE(of_cuda, 1.5 * of_cpu);
@@ -105,21 +112,26 @@ std::vector<Life> decode_together(Driver& driver, const RandomModel& model, cons
   return lives;
 }
 
+// Sequences decoded among 39, and alone or among few.
+void expect_neighbours_do_not_matter(Driver& driver, const RandomModel& model, const char* what) {
+  std::vector<int> all(39);
+  std::iota(all.begin(), all.end(), 0);
+  const std::vector<Life> together = decode_together(driver, model, all, 40);
+  for (const std::vector<int>& few :
+       {std::vector<int>{0}, {7}, {3, 5}, {1, 2, 4, 6}, {8, 9, 10, 11, 12, 13, 14, 15, 16}}) {
+    const std::vector<Life> lives = decode_together(driver, model, few, 40);
+    for (size_t i = 0; i < few.size(); ++i) {
+      EXPECT_EQ(lives[i], together[static_cast<size_t>(few[i])])
+          << "sequence " << few[i] << " among " << few.size() << what;
+    }
+  }
+}
+
 TEST_P(CudaTest, NeighboursDoNotMatter) {
   for (const bool wide : {false, true}) {
     const auto model = model_for(GetParam(), false, wide);
     OPEN_OR_SKIP(cuda, *model);
-    std::vector<int> all(39);
-    for (int i = 0; i < 39; ++i) all[static_cast<size_t>(i)] = i;
-    const std::vector<Life> together = decode_together(cuda, *model, all, 40);
-    for (const std::vector<int>& few :
-         {std::vector<int>{0}, {7}, {3, 5}, {1, 2, 4, 6}, {8, 9, 10, 11, 12, 13, 14, 15, 16}}) {
-      const std::vector<Life> lives = decode_together(cuda, *model, few, 40);
-      for (size_t i = 0; i < few.size(); ++i) {
-        EXPECT_EQ(lives[i], together[static_cast<size_t>(few[i])])
-            << "sequence " << few[i] << " among " << few.size() << (wide ? ", wide" : "");
-      }
-    }
+    expect_neighbours_do_not_matter(cuda, *model, wide ? ", wide" : "");
   }
 }
 
@@ -133,26 +145,14 @@ TEST_P(CudaFp8Test, NormsThatFp16HasNoRoomFor) {
     OPEN_OR_SKIP(cuda, *model);
     const auto tokens = random_tokens(model->config, kTokens, 7);
     const Rows rows = cuda.all_logprobs(tokens, 256);
-    Driver reference(*model, {.dtype = DType::kF32, .kv_dtype = GetParam().kv, .max_slots = 2});
-    Driver cpu(*model, {.dtype = DType::kBF16, .kv_dtype = GetParam().kv, .max_slots = 2});
-    const Rows wanted = reference.all_logprobs(tokens, 256);
-    const double of_cpu = distance(cpu.all_logprobs(tokens, 256), wanted);
+    const auto [wanted, of_cpu] = Reference(*model, tokens, GetParam().kv);
     EXPECT_LE(distance(rows, wanted), 1.5 * of_cpu) << (wide ? "wide" : "");
     if (GetParam().portable) {
       const auto plain = model_for(GetParam(), false, wide);
       OPEN_OR_SKIP(without, *plain);
       EXPECT_EQ(without.all_logprobs(tokens, 256), rows) << (wide ? "wide" : "");
     }
-    std::vector<int> sequences(20);
-    std::iota(sequences.begin(), sequences.end(), 0);
-    const std::vector<Life> together = decode_together(cuda, *model, sequences, 12);
-    for (const size_t few : {9, 5, 1}) {
-      sequences.resize(few);
-      const std::vector<Life> lives = decode_together(cuda, *model, sequences, 12);
-      for (size_t i = 0; i < lives.size(); ++i) {
-        EXPECT_EQ(lives[i], together[i]) << "sequence " << i << " among " << few << (wide ? ", wide" : "");
-      }
-    }
+    expect_neighbours_do_not_matter(cuda, *model, wide ? ", wide" : "");
   }
 }
 

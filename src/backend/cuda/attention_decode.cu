@@ -355,7 +355,7 @@ WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
 
 // log2 of the runs a block takes, by what was fastest on an H200 in the decode chain: at 512 keys E4B's
 // layers want 2 (a run a team) up to batch 24, 4 up to 64, 8 above. Layers that see everything may have seven
-// more pieces to fill the card with; of two pieces it is batches of 8 to 24 whose blocks become too many.
+// more pieces to fill the card with.
 template <class S>
 int slots_log2_for(const DecodeAttention& p, bool clusters) {
   constexpr int kLeast = S::kTeams == 2 ? 1 : 0;
@@ -365,11 +365,7 @@ int slots_log2_for(const DecodeAttention& p, bool clusters) {
     while (2 << wanted <= p.runs_a_block) ++wanted;
   } else {
     int units = p.rows.n * p.shape.n_kv_heads * query_parts(p.shape.n_heads / p.shape.n_kv_heads);
-    if (p.shape.window == 0 && p.max_context > 1024) {
-      units += units / 2, most = 2;
-    } else if (p.shape.window == 0 && p.max_context > 512 && units >= 16 && units <= 48) {
-      units *= 2;
-    }
+    if (p.shape.window == 0 && p.max_context > 1024) units += units / 2, most = 2;
     wanted = units <= 16 ? 0 : units <= 48 ? 1 : units <= 130 ? 2 : 3;
   }
   return std::max(kLeast, std::min(wanted, most));
@@ -387,25 +383,23 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
   const int slots_log2 = slots_log2_for<S>(p, kClusters), slots = 1 << slots_log2,
             blocks = kRanks >> slots_log2;
   const int group = p.shape.n_heads / p.shape.n_kv_heads, parts = query_parts(group);
-  const int pieces = most_pieces<kRanks, kMaxPieces>(keys);
   const int page_entries = S::kTeams * team_pages<S>(slots, cut_keys<kRanks, kMaxPieces>(keys).run_keys);
 
   // o_proj's weights would stand in the way of what attention reads. With fewer rows there is time for both,
-  // and with more, or more pieces, o_proj has to start at once.
-  const bool late = kClusters && pieces == 1 && p.rows.n >= 8 && p.rows.n <= 32;
+  // and with more o_proj has to start at once.
+  const bool late = kClusters && p.rows.n > 8 && p.rows.n <= 32;
   auto* kernel =
       late ? decode_attention_kernel<S, kClusters, kClusters> : decode_attention_kernel<S, kClusters, false>;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(pieces * blocks),
+  config.gridDim = dim3(static_cast<unsigned>(most_pieces<kRanks, kMaxPieces>(keys) * blocks),
                         static_cast<unsigned>(p.shape.n_kv_heads * parts), static_cast<unsigned>(p.rows.n));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(slots * (group / parts) * S::kOutStride) * sizeof(float) +
                             static_cast<size_t>(page_entries) * sizeof(int32_t);
   config.stream = stream;
-  // With no more blocks than multiprocessors, each on its own. Larger clusters find such places where a step
-  // has nothing else to place.
-  const bool finds_places = blocks <= 2 || (p.rows.n == 1 && p.shape.window > 0);
-  if (kClusters && product_device().chooses_places && finds_places &&
+  // With no more blocks than multiprocessors, each on its own. (Clusters of more than two blocks find no such
+  // places.)
+  if (kClusters && product_device().wgmma && blocks <= 2 &&
       config.gridDim.x * config.gridDim.y * config.gridDim.z <= static_cast<unsigned>(product_device().sms)) {
     config.dynamicSmemBytes = std::max(config.dynamicSmemBytes, kAttentionShared - sizeof(Shared<S>));
   }

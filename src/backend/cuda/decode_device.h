@@ -13,8 +13,7 @@ struct Device {
   int sms = 0;
   int shared_per_block = 0;
   bool dependent_launch = false;
-  bool wgmma = false;
-  bool chooses_places = false;  // has the multiprocessors that the sizes below are for
+  bool wgmma = false;  // sm_90, for whose multiprocessors the sizes below are
 };
 const Device& product_device();
 

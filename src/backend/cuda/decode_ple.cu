@@ -241,7 +241,7 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
 template <int kParts, int kColumnTiles>
 size_t shared_bytes(int rows) {
   const auto needed = static_cast<size_t>(Ple<kParts>(std::min(rows, 8 * kColumnTiles)).bytes);
-  return rows > 8 && product_device().chooses_places ? std::max(needed, kPleShared) : needed;
+  return rows > 8 && product_device().wgmma ? std::max(needed, kPleShared) : needed;
 }
 
 // What the kernel needs beyond every kernel's due, at each launch: a device that was reset has forgotten it.

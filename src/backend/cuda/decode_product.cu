@@ -165,7 +165,7 @@ const Device& product_device() {
     cudaDeviceGetAttribute(&found.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, id);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, id);
     found.dependent_launch = major >= 9;
-    found.wgmma = found.chooses_places = major == 9;
+    found.wgmma = major == 9;
     return found;
   }();
   return d;
@@ -183,7 +183,7 @@ cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, voi
   LaunchShape shape{.grid = dim3(static_cast<unsigned>(rows)), .overlap = overlap};
   // With fewer rows the blocks would wait too long for so much room.
   const bool update = norm.pre_norm == nullptr;
-  if (overlap && product_device().chooses_places && rows > (update ? 32 : 8)) {
+  if (overlap && product_device().wgmma && rows > (update ? 32 : 8)) {
     shape.shared = (update ? kUpdateShared : kNormShared) - kNormStatic;
     const cudaError_t allowed = cudaFuncSetAttribute(
         residual_norm_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared));
