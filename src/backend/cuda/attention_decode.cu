@@ -77,67 +77,80 @@ struct Shared {
   unsigned arrived;
 };
 
+// How a launch is laid out, and what the host divides for all. gridDim.y is KV heads times parts.
+struct Layout {
+  int slots_log2;  // of the runs that a block takes
+  int parts_log2;  // of query_parts()
+  int heads;       // queries of a block
+  float inverse_k_scale, inverse_v_scale;
+};
+
 // A row's queries that a block takes.
 struct Unit {
   int index;  // among all of the launch
   int row, kv_head, first_head, heads;
   bool keeps_newest;  // writes the newest K and V to their page, which other units of the KV head make too
-  __device__ __forceinline__ explicit Unit(const AttentionShape& shape) {
-    const int group = shape.n_heads / shape.n_kv_heads, parts = query_parts(group);
-    const int part = static_cast<int>(blockIdx.y) % parts;
-    row = static_cast<int>(blockIdx.z), kv_head = static_cast<int>(blockIdx.y) / parts;
-    index = row * shape.n_kv_heads * parts + static_cast<int>(blockIdx.y);
-    heads = group / parts, first_head = kv_head * group + part * heads;
-    keeps_newest = part == 0;
+  __device__ __forceinline__ explicit Unit(const Layout& layout) {
+    const auto y = static_cast<int>(blockIdx.y);
+    row = static_cast<int>(blockIdx.z), kv_head = y >> layout.parts_log2;
+    index = row * static_cast<int>(gridDim.y) + y;
+    heads = layout.heads, first_head = y * heads;
+    keeps_newest = y == kv_head << layout.parts_log2;
+  }
+};
+
+// What a warp prepares: one of the unit's queries, or the newest K or V.
+template <class S>
+struct Preparation {
+  bool is_q, is_v, any;
+  Head<S::kDim> weight;  // of the norm
+
+  // No kernel writes the weights, so they are asked for before the wait.
+  __device__ __forceinline__ Preparation(const DecodeAttention& p, const Unit& unit, bool makes_newest) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    static_assert(kBlockHeads + 2 <= kWarps);
+    is_q = warp < unit.heads, is_v = warp == unit.heads + 1, any = warp < unit.heads + (makes_newest ? 2 : 0);
+    if (any && !is_v && !p.prepared) {
+      weight.load(is_q ? p.norms.q : p.norms.k, lane);
+    } else {
+      weight.fill(1.0f);
+    }
   }
 };
 
 // RMS norm and RoPE of the unit's queries, into fragments; the newest K and V, into their page and into
 // shared memory.
 template <class S>
-__device__ __forceinline__ void prepare_rows(const DecodeAttention& p, Shared<S>& shared, const Unit& unit,
-                                             std::byte* newest_row, size_t v_offset) {
+__device__ __forceinline__ void prepare_rows(const DecodeAttention& p, const Layout& layout,
+                                             Shared<S>& shared, const Unit& unit, const Preparation<S>& mine,
+                                             bool makes_newest, std::byte* newest_row, size_t v_offset) {
   constexpr int DIM = S::kDim;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const float* x = p.qkv + static_cast<size_t>(unit.row) * p.qkv_stride;
-  const bool makes_newest = newest_row != nullptr && p.owns_kv && !p.prepared;
-  const int tasks = unit.heads + (makes_newest ? 2 : 0);
-  for (int task = warp; task < tasks; task += kWarps) {
+  if (mine.any) {
+    const int place = mine.is_q ? unit.first_head + warp
+                                : p.shape.n_heads + (mine.is_v ? p.shape.n_kv_heads : 0) + unit.kv_head;
     Head<DIM> head;
-    const auto rotate = [&] {
-      HeadRotation<DIM> rotation;
-      rotation.set(shared.cosines, shared.sines, lane);
-      head.rotate(rotation);
-    };
-    if (task < unit.heads) {
-      head.load(x + (unit.first_head + task) * DIM, lane);
-      if (!p.prepared) {
-        Head<DIM> weight;
-        weight.load(p.norms.q, lane);
-        head.norm(weight, p.norms.eps);
-        rotate();
+    head.load(p.qkv + static_cast<size_t>(unit.row) * p.qkv_stride + place * DIM, lane);
+    if (!p.prepared) {
+      head.norm(mine.weight, p.norms.eps);
+      if (!mine.is_v) {
+        HeadRotation<DIM> rotation;
+        rotation.set(shared.cosines, shared.sines, lane);
+        head.rotate(rotation);
       }
+    }
+    if (mine.is_q) {
       head.for_fours(lane,
-                     [&](int index, const float(&four)[4]) { put_query4(shared.row, task, index, four); });
-      continue;
-    }
-    const bool is_k = task == unit.heads;
-    head.load(x + (p.shape.n_heads + (is_k ? 0 : p.shape.n_kv_heads) + unit.kv_head) * DIM, lane);
-    Head<DIM> weight;
-    if (is_k) {
-      weight.load(p.norms.k, lane);
+                     [&](int index, const float(&four)[4]) { put_query4(shared.row, warp, index, four); });
     } else {
-      weight.fill(1.0f);
+      std::byte* global = newest_row + (mine.is_v ? v_offset : 0);
+      std::byte* local = mine.is_v ? shared.row.newest_v : shared.row.newest_k;
+      const float inverse_scale = mine.is_v ? layout.inverse_v_scale : layout.inverse_k_scale;
+      head.for_fours(lane, [&](int index, const float(&four)[4]) {
+        if (unit.keeps_newest) store_kv4<S::kFormat>(global, index, four, inverse_scale);
+        store_kv4<S::kFormat>(local, index, four, inverse_scale);
+      });
     }
-    head.norm(weight, p.norms.eps);
-    if (is_k) rotate();
-    std::byte* global = newest_row + (is_k ? 0 : v_offset);
-    std::byte* local = is_k ? shared.row.newest_k : shared.row.newest_v;
-    const float inverse_scale = 1.0f / (is_k ? p.kv.k_scale : p.kv.v_scale);
-    head.for_fours(lane, [&](int index, const float(&four)[4]) {
-      if (unit.keeps_newest) store_kv4<S::kFormat>(global, index, four, inverse_scale);
-      store_kv4<S::kFormat>(local, index, four, inverse_scale);
-    });
   }
   // Written by an earlier kernel: by now it is complete.
   if (newest_row != nullptr && !makes_newest) {
@@ -180,6 +193,7 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<S>& share
   const int pairs_log2 = __ffs(DIM / 2 / kRanks) - 1 + slots_log2;  // pairs of columns a block adds
   const int n = unit.heads << pairs_log2, pair_mask = (1 << pairs_log2) - 1;
 
+#pragma unroll 1
   for (int i = threadIdx.x; i < n; i += kThreads) {
     const int head = i >> pairs_log2;
     const int column = 2 * ((block << pairs_log2) + (i & pair_mask));
@@ -227,6 +241,7 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<S>& share
   if (shared.arrived != static_cast<unsigned>(n_pieces - 1)) return;
   __threadfence();
 
+#pragma unroll 1
   for (int i = threadIdx.x; i < n; i += kThreads) {
     const int head = i >> pairs_log2;
     const int column = 2 * ((block << pairs_log2) + (i & pair_mask));
@@ -257,15 +272,18 @@ __host__ __device__ __forceinline__ int team_pages(int slots, int run_keys) {
 }
 
 // kLate: the next kernel may start only when the queries are prepared.
-template <class S, bool kClusters, bool kLate>
+// kOneTile: a team has at most one tile of keys. Few rows' kernels are made for that: their time is that of
+// instructions run once, which have to come to the multiprocessor first.
+template <class S, bool kClusters, bool kLate, bool kOneTile>
 __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 : 1)
     decode_attention_kernel(const __grid_constant__ DecodeAttention p,
-                            const __grid_constant__ Workspace workspace, int slots_log2) {
+                            const __grid_constant__ Workspace workspace, Layout layout) {
   constexpr int kRanks = kRanksOf<S, kClusters>;
   __shared__ Shared<S> shared;
   extern __shared__ __align__(16) float results[];  // [slots, heads, kOutStride], then the teams' pages
 
-  const Unit unit(p.shape);
+  const int slots_log2 = kOneTile ? S::kTeams / 2 : layout.slots_log2;
+  const Unit unit(layout);
   const int position = p.rows.positions[unit.row], table_row = p.rows.slots[unit.row];
   const int slots = 1 << slots_log2, team_slots = slots / S::kTeams, blocks = kRanks >> slots_log2;
   const int block = static_cast<int>(blockIdx.x) & (blocks - 1),
@@ -275,7 +293,9 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
 
   if (position < 0) return;
   const int first = p.shape.window > 0 ? max(0, position - p.shape.window + 1) : 0;
-  const Cut cut = cut_keys<kRanks, kMaxPiecesOf<kClusters>>(position + 1 - first);
+  const int n_keys = position + 1 - first;
+  const Cut cut = kOneTile ? Cut{(n_keys + kRanks * kTileKeys - 1) / (kRanks * kTileKeys), kTileKeys}
+                           : cut_keys<kRanks, kMaxPiecesOf<kClusters>>(n_keys);
   if (piece >= cut.pieces) return;
   const int block_begin = first + (piece * kRanks + block * slots) * cut.run_keys;
   const int begin = block_begin + at.team * team_slots * cut.run_keys;
@@ -300,8 +320,8 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
                 at.team * team_pages<S>(slots, cut.run_keys);
   const int32_t* pages_there = table + (begin >> 4);
   if (n_tiles > 0) put_rows(mine, keys, pages_there, 0, at);
-  if (n_tiles > 1) put_rows(mine, keys, pages_there, 1, at);
-  if (n_tiles > 2) {
+  if (!kOneTile && n_tiles > 1) put_rows(mine, keys, pages_there, 1, at);
+  if (!kOneTile && n_tiles > 2) {
     const int n_pages = ((keys.end - 1) >> 4) - (begin >> 4) + 1;
     for (int i = at.team_thread; i < n_pages; i += S::kTeamThreads) pages[i] = pages_there[i];
   }
@@ -318,15 +338,19 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
   __syncthreads();
 
   Runs<S> runs;
-  runs.start(mine, keys, at);
+  runs.template start<kOneTile>(mine, keys, at);
+  const bool makes_newest = newest_row != nullptr && p.owns_kv && !p.prepared;
+  const Preparation<S> preparation(p, unit, makes_newest);
   wait_for_last_kernel();
-  if (block_begin <= position) prepare_rows(p, shared, unit, newest_row, keys.v_offset);
+  if (block_begin <= position) {
+    prepare_rows(p, layout, shared, unit, preparation, makes_newest, newest_row, keys.v_offset);
+  }
   __syncthreads();
   if constexpr (kLate) release_next_kernel();
 
-  runs.take(mine, shared.row, keys, pages, cut.run_keys / kTileKeys, at.team * team_slots,
-            p.kv.k_scale * kLog2E / Number<S::kFormat>::kQueryScale,
-            {.stats = &shared.stats[0][0], .sums = results, .heads = unit.heads}, at);
+  runs.template take<kOneTile>(mine, shared.row, keys, pages, cut.run_keys / kTileKeys, at.team * team_slots,
+                               p.kv.k_scale * kLog2E / Number<S::kFormat>::kQueryScale,
+                               {.stats = &shared.stats[0][0], .sums = results, .heads = unit.heads}, at);
 
   if (kClusters && blocks > 1) {
     cluster_arrive_shared();
@@ -366,6 +390,9 @@ int slots_log2_for(const DecodeAttention& p, bool clusters) {
   } else {
     int units = p.rows.n * p.shape.n_kv_heads * query_parts(p.shape.n_heads / p.shape.n_kv_heads);
     if (p.shape.window == 0 && p.max_context > 1024) units += units / 2, most = 2;
+    // A second piece doubles the blocks, and up to 1,024 keys most of its blocks have none.
+    const bool two_pieces = p.shape.window == 0 && p.max_context > 512 && p.max_context <= 1024;
+    if (two_pieces && units >= 16 && units <= 48) units *= 2;
     wanted = units <= 16 ? 0 : units <= 48 ? 1 : units <= 130 ? 2 : 3;
   }
   return std::max(kLeast, std::min(wanted, most));
@@ -385,21 +412,29 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
   const int group = p.shape.n_heads / p.shape.n_kv_heads, parts = query_parts(group);
   const int page_entries = S::kTeams * team_pages<S>(slots, cut_keys<kRanks, kMaxPieces>(keys).run_keys);
 
-  // o_proj's weights would stand in the way of what attention reads. With fewer rows there is time for both,
-  // and with more o_proj has to start at once.
-  const bool late = kClusters && p.rows.n > 8 && p.rows.n <= 32;
-  auto* kernel =
-      late ? decode_attention_kernel<S, kClusters, kClusters> : decode_attention_kernel<S, kClusters, false>;
+  const int pieces = most_pieces<kRanks, kMaxPieces>(keys);
+  // o_proj's weights would stand in the way of what attention reads. With fewer rows or more pieces there is
+  // time for both, and with more rows o_proj has to start at once.
+  const bool late = kClusters && p.rows.n >= 8 && p.rows.n <= 32 && pieces == 1;
+  const bool one_tile =
+      kClusters && slots == S::kTeams && cut_keys<kRanks, kMaxPieces>(keys).run_keys == kTileKeys;
+  auto* kernel = late ? decode_attention_kernel<S, kClusters, kClusters, false>
+                      : decode_attention_kernel<S, kClusters, false, false>;
+  if (one_tile) {
+    kernel = late ? decode_attention_kernel<S, kClusters, kClusters, kClusters>
+                  : decode_attention_kernel<S, kClusters, false, kClusters>;
+  }
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(most_pieces<kRanks, kMaxPieces>(keys) * blocks),
+  config.gridDim = dim3(static_cast<unsigned>(pieces * blocks),
                         static_cast<unsigned>(p.shape.n_kv_heads * parts), static_cast<unsigned>(p.rows.n));
   config.blockDim = dim3(kThreads);
   config.dynamicSmemBytes = static_cast<size_t>(slots * (group / parts) * S::kOutStride) * sizeof(float) +
                             static_cast<size_t>(page_entries) * sizeof(int32_t);
   config.stream = stream;
   // With no more blocks than multiprocessors, each on its own. (Clusters of more than two blocks find no such
-  // places.)
-  if (kClusters && product_device().wgmma && blocks <= 2 &&
+  // places, but for those of one row.)
+  const bool finds_places = blocks <= 2 || (p.rows.n == 1 && p.shape.window > 0);
+  if (kClusters && product_device().wgmma && finds_places &&
       config.gridDim.x * config.gridDim.y * config.gridDim.z <= static_cast<unsigned>(product_device().sms)) {
     config.dynamicSmemBytes = std::max(config.dynamicSmemBytes, kAttentionShared - sizeof(Shared<S>));
   }
@@ -415,7 +450,12 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
     attributes[1].val.programmaticStreamSerializationAllowed = 1;
     config.numAttrs = 2;
   }
-  return cudaLaunchKernelEx(&config, kernel, p, workspace, slots_log2);
+  const Layout layout = {.slots_log2 = slots_log2,
+                         .parts_log2 = parts / 2,
+                         .heads = group / parts,
+                         .inverse_k_scale = 1 / p.kv.k_scale,
+                         .inverse_v_scale = 1 / p.kv.v_scale};
+  return cudaLaunchKernelEx(&config, kernel, p, workspace, layout);
 }
 
 template <bool kClusters>

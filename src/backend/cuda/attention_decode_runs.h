@@ -348,37 +348,41 @@ struct Runs {
 #pragma unroll
     for (int s = 0; s < kKeySteps; ++s) v[s].load(shared, n, s, at);
   }
+  template <bool kOneTile>
   __device__ __forceinline__ void start(const TeamShared<S>& shared, const Keys<S>& keys, const Lane<S>& at) {
     if (keys.tiles() == 0) return;
     k.load(shared, 0, at);
     load_v(shared, 0, at);
-    if (keys.tiles() > 1) fetch_ahead(shared, 1, at);
+    if (!kOneTile && keys.tiles() > 1) fetch_ahead(shared, 1, at);
   }
   // pages: as for put_rows(); there if the team has more than two tiles. The first run's results go to `run`.
+  // kOneTile: the team has at most one.
+  template <bool kOneTile>
   __device__ __forceinline__ void take(TeamShared<S>& shared, const RowShared<S>& row, const Keys<S>& keys,
                                        const int32_t* pages, int run_tiles, int run, float to_log2,
                                        const RunResults& results, const Lane<S>& at) {
     const int n_tiles = keys.tiles();
+    const auto follows = [&](int n) { return !kOneTile && n < n_tiles; };
     float max = -INFINITY, sum = 0;  // of head g / 2; sum over the lane's share of the keys
     Sums<S> sums;
     sums.clear();
     int left_of_run = run_tiles;
     for (int n = 0; n < n_tiles; ++n) {
       const int first = keys.begin + n * kTileKeys, key = at.keys + at.g;
-      const bool more = n + 1 < n_tiles, has_newest = !more && keys.end == keys.newest + 1;
+      const bool more = follows(n + 1), has_newest = !more && keys.end == keys.newest + 1;
       float(&exchange)[S::kParts][kBlockHeads][kScoreStride] = shared.scores[n % 2];
       if (has_newest) k.take_newest(row, keys.newest - first, at);
       const float2 score = k.scores(row, at);
       if (more) k.load(shared, n + 1, at);
       exchange[at.part][at.t][key] = first + key < keys.end ? score.x * to_log2 : -INFINITY;
       exchange[at.part][at.t][key + 8] = first + key + 8 < keys.end ? score.y * to_log2 : -INFINITY;
-      if (n + 2 < n_tiles) put_rows(shared, keys, pages, n + 2, at);
+      if (follows(n + 2)) put_rows(shared, keys, pages, n + 2, at);
       at.meet();
 
-      if (n + 2 < n_tiles) fetch_ahead(shared, n + 2, at);
+      if (follows(n + 2)) fetch_ahead(shared, n + 2, at);
       const Weights<S> weights(exchange, at);
       const float new_max = fmaxf(max, weights.max());  // a tile has a key, so it is a number
-      if (left_of_run < run_tiles) {
+      if (!kOneTile && left_of_run < run_tiles) {
         const float shrink = exp2_fast(max - new_max);
         sum *= shrink;
         sums.scale(__shfl_sync(kAllLanes, shrink, 8 * at.t));
@@ -398,6 +402,7 @@ struct Runs {
         results.stats[run * kBlockHeads + at.g / 2] = make_float2(max, sum);
       }
       sums.put(results.sums + run * results.heads * S::kOutStride, results.heads, at);
+      if constexpr (kOneTile) break;
       ++run, left_of_run = run_tiles, max = -INFINITY, sum = 0;
       sums.clear();
     }

@@ -1,6 +1,8 @@
 // Block `rank` of the cluster computes 16 of the 256 gated values (its warps share K in eight runs, as in
 // decode_product_few.cu) and sends them to all; then 1/16 of the columns of up, which go to the block that
-// norms the row they belong to: row r is block r's. Weights are in registers before the input is there.
+// norms the row they belong to: row r is block r's. gate's weights are in registers before the input is
+// there; up's come to shared memory meanwhile, since a cluster's blocks stand in one part of the device and
+// share its way to L2: both matrices take them 3 us.
 //
 // A step of more rows has a cluster for each 8 or, where so many would not run at once, 16. They share
 // nothing.
@@ -39,17 +41,21 @@ struct Ple {
   static constexpr int kK32 = kHidden / 32;
 
   // Places in shared memory, in bytes.
-  int x, mid, sums, y, weights, scratch, barriers, bytes;
+  int x, gate_sums, up_sums, mid, y, weights, scratch, barriers, up, bytes;
   __host__ __device__ explicit Ple(int rows) {
     const int red_rows = rows + rows % 2;
+    const int sums = kProductWarps * red_rows * kRedPitch * 4;  // of a row tile
     x = 0;
-    mid = x + kK32 * 64 * rows;
-    sums = mid + kUpPieces * 64 * rows;
-    y = sums + kParts * kProductWarps * red_rows * kRedPitch * 4;
+    gate_sums = x + kK32 * 64 * rows;
+    up_sums = 0;  // where x and gate's sums were: both have been read
+    const int gate_end = gate_sums + sums, up_end = up_sums + kParts * sums;
+    mid = gate_end > up_end ? gate_end : up_end;
+    y = mid + kUpPieces * 64 * rows;
     weights = y + kHidden * 4;
     scratch = weights + 2 * kHidden * 4;
     barriers = scratch + kNormScratch * 4;
-    bytes = barriers + 32;
+    up = (barriers + 32 + 127) / 128 * 128;
+    bytes = up + kParts * kUpPieces * kPieceBytes;
   }
 };
 
@@ -123,7 +129,8 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
   const P at(rows);
   const int red_rows = rows + rows % 2;
   uint8_t* mid = shared + at.mid;
-  float* sums = reinterpret_cast<float*>(shared + at.sums);
+  float* gate_sums = reinterpret_cast<float*>(shared + at.gate_sums);
+  float* up_sums = reinterpret_cast<float*>(shared + at.up_sums);
   const float* y = reinterpret_cast<const float*>(shared + at.y);
   float* weights = reinterpret_cast<float*>(shared + at.weights);
   const uint8_t* barriers = shared + at.barriers;
@@ -139,11 +146,9 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
   }
   cluster_arrive();
 
-  uint4 raw_gate[kParts][2], raw_up[kParts][2];
+  uint4 raw_gate[kParts][2];
   load_tiles(a.gate + (static_cast<int64_t>(rank) * P::kK32 + warp * kParts) * kPieceBytes + lane * 16,
              kPieceBytes, raw_gate);
-  load_tiles(a.up + (static_cast<int64_t>(rank) * kParts * kUpPieces + warp) * kPieceBytes + lane * 16,
-             kUpPieces * kPieceBytes, raw_up);
   if (norms) {
     for (int i = tid; 4 * i < P::kHidden; i += kProductThreads) {
       copy_async_16(shared_address(weights + 4 * i), a.norm.post_norm + 4 * i);
@@ -152,22 +157,30 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
     }
   }
   commit_copies();
+  // A lane reads of up what it copied itself.
+  const uint8_t* up = shared + at.up + warp * kParts * kPieceBytes + lane * 16;
+  const uint8_t* up_from =
+      a.up + (static_cast<int64_t>(rank) * kParts * kUpPieces + warp) * kPieceBytes + lane * 16;
+#pragma unroll
+  for (int i = 0; i < 2 * kParts; ++i) {
+    copy_async_16(shared_address(up + i * 512), up_from + i / 2 * kUpPieces * kPieceBytes + i % 2 * 512);
+  }
+  commit_copies();
   const auto piece_of = [&](const uint8_t* x, int piece, int j) {
     const int row = min(8 * j + lane / 4, rows - 1);
     return *reinterpret_cast<const uint4*>(x + (piece * rows + row) * 64 + lane % 4 * 16);
   };
-  wait_for_copies<0>();
+  wait_for_copies<1>();  // for the norms' weights
   // A rehearsal of the norm with numbers that are not there yet comes first; what it finds is dropped. See
   // residual_norm_kernel().
 #pragma unroll 1
   for (bool real = a.rows > kRehearsedRows;; real = true) {
     float4 h[kNormVectors] = {};
     if (real) {
-      TileA gate[kParts], up[kParts];
+      TileA gate[kParts];
       convert_tiles(raw_gate, gate);
-      convert_tiles(raw_up, up);
-      release_next_kernel();
       wait_for_last_kernel();
+      release_next_kernel();  // not before: its weights would stand in the way of up's
       fetch_x<P>(a, first_row, rows, shared_address(shared + at.x), x_arrived);
       float ple = 0;
       if (tid < 16 * rows) ple = __ldcg(a.ple + (first_row + tid / 16) * a.ple_stride + rank * 16 + tid % 16);
@@ -185,15 +198,15 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
             multiply_piece<TileFormat::kBF16>(acc[j], gate[i], b);
           }
         }
-        stash_sums<kColumnTiles>(sums + warp * red_rows * kRedPitch, acc, rows, lane);
+        stash_sums<kColumnTiles>(gate_sums + warp * red_rows * kRedPitch, acc, rows, lane);
       }
       __syncthreads();
       if (a.rows == rows) cluster_wait();  // otherwise fetch_x() has waited
       if (32 * warp < 16 * rows) {
         // Four values, which stand together in slot order as 0, 2, 1, 3, to one lane; each block gets them.
         const int row = min(tid / 16, rows - 1), column = tid % 16;
-        const uint32_t value =
-            __bfloat16_as_ushort(__float2bfloat16_rn(gated(sum_of_runs(sums, red_rows, row, column), ple)));
+        const uint32_t value = __bfloat16_as_ushort(
+            __float2bfloat16_rn(gated(sum_of_runs(gate_sums, red_rows, row, column), ple)));
         const uint32_t pair = value | __shfl_down_sync(~0u, value, 2) << 16;
         const uint2 four = {pair, __shfl_down_sync(~0u, pair, 1)};
         if (tid < 16 * rows && column % 4 == 0) {
@@ -203,6 +216,7 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
             send_cluster8(address_in(place, block), four, address_in(barriers + 8, block));
         }
       }
+      wait_for_copies<0>();
       wait_for_sent(mid_arrived);
 
       {
@@ -211,18 +225,21 @@ __global__ __launch_bounds__(kProductThreads, 1) void ple_kernel(const __grid_co
         for (int j = 0; j < kColumnTiles; ++j) b[j] = piece_of(mid, warp, j);
 #pragma unroll
         for (int i = 0; i < kParts; ++i) {
+          const TileA tile = read_piece<TileFormat::kBF16>(up + i * kPieceBytes);
           float acc[kColumnTiles][4] = {};
 #pragma unroll
           for (int j = 0; j < kColumnTiles; ++j) {
-            multiply_piece<TileFormat::kBF16>(acc[j], up[i], b[j]);
+            multiply_piece<TileFormat::kBF16>(acc[j], tile, b[j]);
           }
-          stash_sums<kColumnTiles>(sums + (i * kProductWarps + warp) * red_rows * kRedPitch, acc, rows, lane);
+          stash_sums<kColumnTiles>(up_sums + (i * kProductWarps + warp) * red_rows * kRedPitch, acc, rows,
+                                   lane);
         }
       }
       __syncthreads();
+#pragma unroll 1
       for (int i = tid; i < 4 * kParts * rows; i += kProductThreads) {
         const int row = i / (4 * kParts), column = i % (4 * kParts) * 4;
-        const float* tile = sums + column / 16 * kProductWarps * red_rows * kRedPitch;
+        const float* tile = up_sums + column / 16 * kProductWarps * red_rows * kRedPitch;
         const auto sum = [&](int c) { return sum_of_runs(tile, red_rows, row, column % 16 + c); };
         send_cluster16(address_in(y + rank * 16 * kParts + column, row),
                        float4{sum(0), sum(1), sum(2), sum(3)}, address_in(barriers + 16, row));

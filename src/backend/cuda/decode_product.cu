@@ -49,7 +49,7 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
   };
 #pragma unroll
   for (int i = 0; i < kDepth; ++i) copy_next(i);
-  float2 scale = tile_scales(a, first_tile, tid);
+  float2 scale = tile_scales(a, a.out_kind, first_tile, tid);
 
   wait_for_last_kernel();
   const int count = steps * a.rows * 4;  // of 16 bytes: a warp copies what it will read
@@ -82,8 +82,8 @@ __global__ __launch_bounds__(kProductThreads) void any_shape_kernel(const __grid
     float* sums = red + buffer * kRedFloats;
     stash_sums<1>(sums + warp * 8 * kRedPitch, acc, a.rows, lane);
     __syncthreads();
-    finish_tile(a, sums, 8, split, row_tile, scale, tid, 0, a.rows);
-    scale = tile_scales(a, row_tile + a.block_rows, tid);
+    finish_tile(a, a.out_kind, sums, 8, split, row_tile, scale, tid, 0, a.rows);
+    scale = tile_scales(a, a.out_kind, row_tile + a.block_rows, tid);
     buffer ^= 1;  // the next barrier is also the one that frees this buffer
   }
 }
@@ -217,7 +217,11 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
                    .bulk_x = !p.portable && product_device().dependent_launch,
-                   .late_release = p.late_release};
+                   .late_release = p.late_release,
+                   .ahead = static_cast<const uint8_t*>(p.ahead.from),
+                   .ahead_stride = p.ahead.stride,
+                   .ahead_lines = p.ahead.bytes / 128,
+                   .ahead_count = p.ahead.count};
   if (p.x == nullptr) {
     args.x_order = x_order_of(p.w, p.rows, p.portable);
     const cudaError_t error =

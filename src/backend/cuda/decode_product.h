@@ -48,11 +48,13 @@ constexpr int product_splits(int k) {
   return k >= 6144 ? 4 : 1;
 }
 
-// Where element (row, k) of an activation [rows, k] stands in slot order. Of four values in a row the middle
+// Where element (row, k) of an activation [rows, k] stands in slot order (unsigned and 32 bits wide, since
+// every kernel computes it: an activation has far fewer elements). Of four values in a row the middle
 // two change places, as BF16 from E4M3 leaves them; FP16 from E4M3 leaves them as they are.
 JEWEL_HOST_DEVICE constexpr int64_t slot_order(int row, int k, int rows, bool f16 = false) {
-  const int k32 = k % 32, four = f16 ? k32 % 4 : k32 % 2 * 2 + k32 % 4 / 2;
-  return (int64_t{k / 32} * rows + row) * 32 + k32 % 16 / 4 * 8 + k32 / 16 * 4 + four;
+  const auto column = static_cast<uint32_t>(k), r = static_cast<uint32_t>(row), k32 = column % 32,
+             four = f16 ? k32 % 4 : k32 % 2 * 2 + k32 % 4 / 2;
+  return (column / 32 * static_cast<uint32_t>(rows) + r) * 32 + k32 % 16 / 4 * 8 + k32 / 16 * 4 + four;
 }
 
 // Where element (row, k) of an activation [rows, k] stands in "wide order", which wgmma reads from shared
@@ -62,8 +64,10 @@ JEWEL_HOST_DEVICE constexpr int wide_rows(int rows) {
   return (rows + 7) / 8 * 8;
 }
 JEWEL_HOST_DEVICE constexpr int64_t wide_order(int row, int k, int rows, bool f16 = false) {
-  const int part = f16 ? k % 4 / 2 : k % 2, in_part = f16 ? k % 16 / 4 * 2 + k % 2 : k % 16 / 2;
-  return (int64_t{k / 16 * 2 + part} * wide_rows(rows) + row) * 8 + in_part;
+  const auto column = static_cast<uint32_t>(k), r = static_cast<uint32_t>(row),
+             part = f16 ? column % 4 / 2 : column % 2,
+             in_part = f16 ? column % 16 / 4 * 2 + column % 2 : column % 16 / 2;
+  return ((column / 16 * 2 + part) * static_cast<uint32_t>(wide_rows(rows)) + r) * 8 + in_part;
 }
 
 // natural: BF16 [rows, k]. An activation in another order takes wide_rows(rows) rows of memory.
@@ -106,6 +110,13 @@ enum class DecodeOut : uint8_t {
   kLogits,    // out: float [rows, n], cap * tanh(sum / cap); cap 0: the sum
 };
 
+// Part of a later product's weights: `count` times `bytes` (a multiple of 128), `stride` bytes apart.
+struct WeightsAhead {
+  const void* from = nullptr;
+  int64_t stride = 0;
+  int bytes = 0, count = 0;
+};
+
 struct DecodeProduct {
   TiledWeight w;
   int rows = 0;  // 1 to kMaxDecodeRows
@@ -128,6 +139,9 @@ struct DecodeProduct {
   // Above 8 rows: the next kernel may start only behind this one's wait. For a product with a norm behind it,
   // which lets the kernel after it start at once.
   bool late_release = false;
+  // Brought into L2 while the kernel waits for its input, where out_kind is kF32 and the device has kernels
+  // that wait; changes no result.
+  WeightsAhead ahead;
   bool portable = false;  // the path of sm_80 and sm_89 even on sm_90
 };
 

@@ -18,6 +18,9 @@ template <TileFormat kFormat>
 constexpr WgmmaType kWgmmaType = kFormat == TileFormat::kF8E4M3F16 ? WgmmaType::kF16 : WgmmaType::kBF16;
 #endif
 
+// Kernels take the kind of their output as a template's argument where what they run is run once: then its
+// instructions have to come to the multiprocessor first, and each kind's are few (docs/cuda-decode.md, 30).
+// Elsewhere the kind is out_kind.
 struct ProductArgs {
   const uint8_t* tiles;
   const float* row_scale;
@@ -39,7 +42,21 @@ struct ProductArgs {
   float cap;
   bool bulk_x = false;        // x may come by bulk copies (sm_90)
   bool late_release = false;  // see DecodeProduct
+  const uint8_t* ahead = nullptr;
+  int64_t ahead_stride = 0;
+  int ahead_lines = 0;  // of 128 bytes, at each of ahead_count places
+  int ahead_count = 0;
 };
+
+// Thread `thread` of the block's `threads` asks for its share of what is to be brought into L2.
+__device__ __forceinline__ void bring_ahead(const ProductArgs& a, int thread, int threads) {
+#pragma unroll 1
+  for (int i = static_cast<int>(blockIdx.x) * threads + thread; i < a.ahead_lines * a.ahead_count;
+       i += static_cast<int>(gridDim.x) * threads) {
+    const uint8_t* line = a.ahead + i / a.ahead_lines * a.ahead_stride + i % a.ahead_lines * 128;
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+  }
+}
 
 constexpr int kRedPitch = 20;  // floats from one activation row to the next: stores without bank conflicts
 
@@ -49,10 +66,10 @@ __device__ __forceinline__ float row_scale_of(const ProductArgs& a, int row) {
 }
 
 // Scales of the one or two rows of a tile that thread `tid` finishes.
-__device__ __forceinline__ float2 tile_scales(const ProductArgs& a, int row_tile, int tid) {
+__device__ __forceinline__ float2 tile_scales(const ProductArgs& a, DecodeOut kind, int row_tile, int tid) {
   const auto scale_of = [&](int row) { return row_scale_of(a, row); };
   const int row = min(row_tile, a.row_tiles - 1) * 16;
-  if (a.out_kind == DecodeOut::kGatedUp) return {scale_of(row + tid % 8), scale_of(row + 8 + tid % 8)};
+  if (kind == DecodeOut::kGatedUp) return {scale_of(row + tid % 8), scale_of(row + 8 + tid % 8)};
   return {scale_of(row + tid % 16), 0};
 }
 
@@ -64,11 +81,11 @@ __device__ __forceinline__ float gated(float gate, float up) {
 }
 
 // Stores the finished value of `row` and W's row `column` (every kind but kGatedUp).
-__device__ __forceinline__ void store_value(const ProductArgs& a, int split, int row, int column,
-                                            float value) {
-  if (a.out_kind == DecodeOut::kF32) {
+__device__ __forceinline__ void store_value(const ProductArgs& a, DecodeOut kind, int split, int row,
+                                            int column, float value) {
+  if (kind == DecodeOut::kF32) {
     static_cast<float*>(a.out)[(static_cast<int64_t>(split) * a.rows + row) * a.n + column] = value;
-  } else if (a.out_kind == DecodeOut::kGatedPle) {
+  } else if (kind == DecodeOut::kGatedPle) {
     static_cast<__nv_bfloat16*>(a.out)[slot_order(row, column, a.rows)] =
         __float2bfloat16_rn(gated(value, __ldcg(a.ple + row * a.ple_stride + column)));
   } else {
@@ -114,18 +131,21 @@ __device__ __forceinline__ float sum_of_runs(const float* sums, int warp_rows, i
 
 // The sums of a row tile's runs, then the epilogue; by the kProductThreads threads of a team. The tile's
 // activation row 0 is row first_row of the step.
-__device__ __forceinline__ void finish_tile(const ProductArgs& a, const float* sums, int warp_rows, int split,
-                                            int row_tile, float2 scale, int tid, int first_row, int rows) {
+__device__ __forceinline__ void finish_tile(const ProductArgs& a, DecodeOut kind, const float* sums,
+                                            int warp_rows, int split, int row_tile, float2 scale, int tid,
+                                            int first_row, int rows) {
   const auto sum_at = [&](int row, int i) { return sum_of_runs(sums, warp_rows, row, i); };
-  if (a.out_kind == DecodeOut::kGatedUp) {
+  if (kind == DecodeOut::kGatedUp) {
+#pragma unroll 1
     for (int i = tid; i < 8 * rows; i += kProductThreads) {
       const int row = i / 8, f = i % 8;
       store_gated(a, first_row + row, row_tile * 8 + f, __fmul_rn(sum_at(row, f), scale.x),
                   __fmul_rn(sum_at(row, f + 8), scale.y));
     }
   } else {
+#pragma unroll 1
     for (int i = tid; i < 16 * rows; i += kProductThreads) {
-      store_value(a, split, first_row + i / 16, row_tile * 16 + i % 16,
+      store_value(a, kind, split, first_row + i / 16, row_tile * 16 + i % 16,
                   __fmul_rn(sum_at(i / 16, i % 16), scale.x));
     }
   }
@@ -175,6 +195,14 @@ auto with_format(TileFormat format, const Do& act) {
   return format == TileFormat::kF8E4M3      ? act.template operator()<TileFormat::kF8E4M3>()
          : format == TileFormat::kF8E4M3F16 ? act.template operator()<TileFormat::kF8E4M3F16>()
                                             : act.template operator()<TileFormat::kBF16>();
+}
+
+// What act.operator()<kind>() returns, for the kinds that products of more than 8 rows have on sm_90.
+template <class Do>
+auto with_wide_out(DecodeOut kind, const Do& act) {
+  return kind == DecodeOut::kGatedUp  ? act.template operator()<DecodeOut::kGatedUp>()
+         : kind == DecodeOut::kLogits ? act.template operator()<DecodeOut::kLogits>()
+                                      : act.template operator()<DecodeOut::kF32>();
 }
 
 // What act.operator()<columns>() returns, for the least columns that wide and spread have for so many rows.

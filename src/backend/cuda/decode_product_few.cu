@@ -31,8 +31,12 @@ struct FewRows {
   }
 };
 
-template <TileFormat kFormat, int kRun>
+// kBulk: x comes by a bulk copy (sm_90).
+template <TileFormat kFormat, int kRun, DecodeOut kOut, bool kBulk>
 __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __grid_constant__ ProductArgs a) {
+#if __CUDA_ARCH__ < 900
+  if (kBulk) return;  // not launched
+#endif
   using K = FewRows<kFormat, kRun>;
   extern __shared__ __align__(128) uint8_t shared[];
   release_next_kernel();
@@ -43,7 +47,7 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   auto* zeros = reinterpret_cast<uint4*>(red + 2 * kProductWarps * red_rows * kRedPitch);
   const uint32_t x_arrived = shared_address(zeros + 1);
   if (tid == 32) *zeros = {};
-  if (a.bulk_x && tid == 0) {
+  if (kBulk && tid == 0) {
     start_barrier(x_arrived);
     expect_bulk(static_cast<uint32_t>(64 * kRun * kProductWarps * a.rows), x_arrived);
   }
@@ -85,11 +89,11 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
     }
     commit_copies();
   };
-  float2 scale = tile_scales(a, row_tile, tid);
+  float2 scale = tile_scales(a, kOut, row_tile, tid);
 
   // The input is asked for as soon as it is there, ahead of what this warp still awaits.
   const int first_step = split * kProductWarps * kRun;
-  if (a.bulk_x && warp == 0) {
+  if (kBulk && warp == 0) {
     wait_for_last_kernel();
     if (lane == 0) {
       fetch_bulk(shared_address(x_shared), a.x + static_cast<int64_t>(first_step) * a.rows * 64,
@@ -105,10 +109,11 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   // and the end of the kernel ahead.
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) copy_next(i * K::kGroupBytes);
+  if (kBulk && kOut == DecodeOut::kF32 && warp > 0) bring_ahead(a, tid - 32, kProductThreads - 32);
   wait_for_last_kernel();
 
   // The input, in slot order in shared memory.
-  if (!a.bulk_x) {
+  if constexpr (!kBulk) {
     const int count = kProductWarps * kRun * a.rows * 4;  // of 16 bytes
     uint4* to = reinterpret_cast<uint4*>(x_shared);
     if (a.x_order == XOrder::kSlots) {
@@ -126,7 +131,7 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
     }
   }
   __syncthreads();
-  if (a.bulk_x) wait_for_bulk(x_arrived);
+  if constexpr (kBulk) wait_for_bulk(x_arrived);
   // Columns of the instruction beyond the step's rows are zeros: the tensor cores then take fewer joules.
   const bool has_row = lane / 4 < a.rows;
   const int x_step = has_row ? a.rows * 64 : 0;
@@ -153,9 +158,9 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
     float* sums = red + buffer * kProductWarps * red_rows * kRedPitch;
     stash_sums<1>(sums + warp * red_rows * kRedPitch, acc, a.rows, lane);
     __syncthreads();
-    finish_tile(a, sums, red_rows, split, row_tile, scale, tid, 0, a.rows);
+    finish_tile(a, kOut, sums, red_rows, split, row_tile, scale, tid, 0, a.rows);
     row_tile += a.block_rows;
-    scale = tile_scales(a, row_tile, tid);
+    scale = tile_scales(a, kOut, row_tile, tid);
     buffer ^= 1;  // the next barrier is also the one that frees this buffer
   };
 
@@ -173,13 +178,22 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   }
 }
 
+template <TileFormat kFormat, int kRun, DecodeOut kOut>
+auto* kernel_of(bool bulk) {
+  return bulk ? few_rows_kernel<kFormat, kRun, kOut, true> : few_rows_kernel<kFormat, kRun, kOut, false>;
+}
+
 template <TileFormat kFormat, int kRun>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  const auto kernel = few_rows_kernel<kFormat, kRun>;
+  const bool bulk = a.bulk_x && a.x_order == XOrder::kSlots;
+  const auto kernel = a.out_kind == DecodeOut::kGatedUp ? kernel_of<kFormat, kRun, DecodeOut::kGatedUp>(bulk)
+                      : a.out_kind == DecodeOut::kGatedPle
+                          ? kernel_of<kFormat, kRun, DecodeOut::kGatedPle>(bulk)
+                      : a.out_kind == DecodeOut::kLogits ? kernel_of<kFormat, kRun, DecodeOut::kLogits>(bulk)
+                                                         : kernel_of<kFormat, kRun, DecodeOut::kF32>(bulk);
   const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    product_device().shared_per_block);
   if (allowed != cudaSuccess) return allowed;
-  a.bulk_x = a.bulk_x && a.x_order == XOrder::kSlots;
   // Two blocks an SM.
   a.block_rows = std::min(2 * product_device().sms / a.splits, a.row_tiles);
   const LaunchShape shape{.grid = dim3(static_cast<unsigned>(a.block_rows * a.splits)),

@@ -69,7 +69,7 @@ __global__ __launch_bounds__(kTeams* kProductThreads,
   };
 #pragma unroll
   for (int i = 0; i < K::kSlots; ++i) copy_piece(from, i, row_tile < a.row_tiles);
-  float2 scale = tile_scales(a, row_tile, tid);
+  float2 scale = tile_scales(a, a.out_kind, row_tile, tid);
   __syncthreads();  // the barrier's start
   wait_for_last_kernel();
 
@@ -144,9 +144,9 @@ __global__ __launch_bounds__(kTeams* kProductThreads,
       const int pair_rows = min(rows - 8 * j, kRedRows);
       stash_sums<2>(sums + warp * kRedRows * kRedPitch, pair, pair_rows, lane);
       team_barrier(team);
-      finish_tile(a, sums, kRedRows, split, row_tile, scale, tid, first_row + 8 * j, pair_rows);
+      finish_tile(a, a.out_kind, sums, kRedRows, split, row_tile, scale, tid, first_row + 8 * j, pair_rows);
     }
-    scale = tile_scales(a, row_tile + stride, tid);
+    scale = tile_scales(a, a.out_kind, row_tile + stride, tid);
   }
 }
 

@@ -88,7 +88,7 @@ __global__ __launch_bounds__(kProductThreads) void several_rows_kernel(
   commit_copies();
   float2 scale[kRowTiles];
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) scale[r] = tile_scales(a, first_group * kRowTiles + r, tid);
+  for (int r = 0; r < kRowTiles; ++r) scale[r] = tile_scales(a, a.out_kind, first_group * kRowTiles + r, tid);
   wait_for_last_kernel();
   copy_group = first_group, copy_step = 0;
 #pragma unroll
@@ -131,9 +131,9 @@ __global__ __launch_bounds__(kProductThreads) void several_rows_kernel(
       __syncthreads();
       const int row_tile = group * kRowTiles + r;
       if (row_tile < a.row_tiles)
-        finish_tile(a, red, K::kRedRows, split, row_tile, scale[r], tid, first_row, rows);
+        finish_tile(a, a.out_kind, red, K::kRedRows, split, row_tile, scale[r], tid, first_row, rows);
       __syncthreads();
-      scale[r] = tile_scales(a, (group + a.block_rows) * kRowTiles + r, tid);
+      scale[r] = tile_scales(a, a.out_kind, (group + a.block_rows) * kRowTiles + r, tid);
     }
   }
 }

@@ -39,7 +39,7 @@ struct Spread {
   static_assert(kRun % kPair == 0 && kSharedBytes <= kSharedLimit);
 };
 
-template <TileFormat kFormat, class K>
+template <TileFormat kFormat, class K, DecodeOut kOut>
 __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_constant__ ProductArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ __align__(128) uint8_t shared[];
@@ -83,6 +83,7 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
   Piece even, odd;
   convert(0, even);
   __syncthreads();  // the barriers' start
+  if constexpr (kOut == DecodeOut::kF32) bring_ahead(a, tid, kThreads);
   wait_for_last_kernel();
   if (a.late_release) release_next_kernel();
 
@@ -177,11 +178,11 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
       const auto finish = [&](int of_step, float low, float high) {
         if (of_step >= a.rows) return;
         low = __fmul_rn(low, scales[0]), high = __fmul_rn(high, scales[1]);
-        if (a.out_kind == DecodeOut::kGatedUp) {
+        if constexpr (kOut == DecodeOut::kGatedUp) {
           store_gated(a, of_step, tile * 8 + g, low, high);
         } else {
-          store_value(a, 0, of_step, tile * 16 + g, low);
-          store_value(a, 0, of_step, tile * 16 + g + 8, high);
+          store_value(a, kOut, 0, of_step, tile * 16 + g, low);
+          store_value(a, kOut, 0, of_step, tile * 16 + g + 8, high);
         }
       };
       finish(row, sum[0].x, sum[1].x);
@@ -199,7 +200,8 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
 template <TileFormat kFormat, int kColumns, int kRun>
 cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
   using K = Spread<kColumns, kRun>;
-  const auto kernel = spread_kernel<kFormat, K>;
+  const auto kernel =
+      with_wide_out(a.out_kind, []<DecodeOut kOut>() { return spread_kernel<kFormat, K, kOut>; });
   const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
@@ -252,6 +254,7 @@ bool takes_spread_rows(const TiledWeight& w, int rows) {
 
 cudaError_t launch_spread_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
+  if (a.out_kind == DecodeOut::kGatedPle) return error;
   with_run(a.k32 / kRuns, [&]<int kRun>() {
     error = format == TileFormat::kF8E4M3F16 ? launch<TileFormat::kF8E4M3F16, kRun>(a, overlap, stream)
                                              : launch<TileFormat::kF8E4M3, kRun>(a, overlap, stream);

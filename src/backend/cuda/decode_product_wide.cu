@@ -89,13 +89,13 @@ __device__ __forceinline__ void fill_stages(const ProductArgs& a, int split, uin
 
 // The finished sums of a lane, sum(0) and on: of W's rows g and g + 8, for the step's rows 2 t, 2 t + 1,
 // 8 + 2 t and so on.
-template <class K, class Sum>
+template <class K, DecodeOut kOut, class Sum>
 __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int row_tile, int lane,
                                             const Sum& sum) {
   const int g = lane / 4, first = lane % 4 * 2;
   const float scales[2] = {row_scale_of(a, row_tile * 16 + g), row_scale_of(a, row_tile * 16 + g + 8)};
-  const int width = a.out_kind == DecodeOut::kGatedUp ? a.n / 2 : a.n;
-  const int64_t row_stride = a.out_kind != DecodeOut::kGatedUp ? a.n
+  const int width = kOut == DecodeOut::kGatedUp ? a.n / 2 : a.n;
+  const int64_t row_stride = kOut != DecodeOut::kGatedUp       ? a.n
                              : is_wide(a.out_order)            ? 8
                              : a.out_order != XOrder::kNatural ? 32
                                                                : width;
@@ -107,7 +107,7 @@ __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int
             __fmul_rn(sum(i / 2 * 4 + 2 + i % 2), scales[1]));
     }
   };
-  if (a.out_kind == DecodeOut::kGatedUp) {
+  if constexpr (kOut == DecodeOut::kGatedUp) {
     auto* out = static_cast<uint16_t*>(a.out) + x_index(a.out_order, first, row_tile * 8 + g, a.rows, width);
     each([&](bool wanted, int64_t at, float gate, float up) {
       const uint16_t value = gated_bits(a, gate, up);  // before the question, so that several are under way
@@ -116,7 +116,7 @@ __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int
     return;
   }
   float* out = static_cast<float*>(a.out) + (int64_t{split} * a.rows + first) * a.n + row_tile * 16 + g;
-  const float cap = a.out_kind == DecodeOut::kLogits ? a.cap : 0;
+  const float cap = kOut == DecodeOut::kLogits ? a.cap : 0;
   if (cap == 0) {
     each([&](bool wanted, int64_t at, float low, float high) {
       if (wanted) out[at] = low, out[at + 8] = high;
@@ -130,7 +130,7 @@ __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int
 }
 #endif
 
-template <TileFormat kFormat, class K>
+template <TileFormat kFormat, class K, DecodeOut kOut>
 __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_constant__ ProductArgs a,
                                                               int n_iterations) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -291,7 +291,7 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
     if (run_group + 1 < K::kRunGroups) continue;
     const int row_tile = first_tile + iteration * tile_stride;
     if (row_tile < a.row_tiles) {
-      finish_sums<K>(a, split, row_tile, lane, [&](int i) {
+      finish_sums<K, kOut>(a, split, row_tile, lane, [&](int i) {
         if constexpr (K::kSumsStay) return stay[i];
         return mine[i * kGroupThreads];
       });
@@ -308,10 +308,10 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
 #endif
 }
 
-template <TileFormat kFormat, int kColumns, int kRunGroups, int kTileGroups, int kPairs>
+template <TileFormat kFormat, int kColumns, int kRunGroups, int kTileGroups, int kPairs, DecodeOut kOut>
 cudaError_t launch_as(ProductArgs& a, bool overlap, cudaStream_t stream) {
   using K = Wide<kFormat, kColumns, kRunGroups, kTileGroups, kPairs>;
-  const auto kernel = wide_kernel<kFormat, K>;
+  const auto kernel = wide_kernel<kFormat, K, kOut>;
   const cudaError_t allowed =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
@@ -340,38 +340,45 @@ bool with_pairs(int k32, int splits, const Do& act) {
   }
 }
 
-template <TileFormat kFormat, int kColumns, int kRunGroups, int kTileGroups>
+template <TileFormat kFormat, int kColumns, DecodeOut kOut, int kRunGroups, int kTileGroups>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
   with_pairs(a.k32, a.splits, [&]<int kPairs>() {
-    error = launch_as<kFormat, kColumns, kRunGroups, kTileGroups, kPairs>(a, overlap, stream);
+    error = launch_as<kFormat, kColumns, kRunGroups, kTileGroups, kPairs, kOut>(a, overlap, stream);
   });
   return error;
 }
 
 // Few row tiles an SM: the runs are shared out. Many: the tiles are.
-template <TileFormat kFormat, int kColumns>
+template <TileFormat kFormat, int kColumns, DecodeOut kOut>
 cudaError_t launch_columns(ProductArgs& a, bool overlap, cudaStream_t stream) {
   const int per_block = (a.row_tiles * a.splits + product_device().sms - 1) / product_device().sms;
-  if constexpr (kColumns <= 32) {
+  if constexpr (kOut == DecodeOut::kLogits) {
+    // A head has many row tiles.
+    return launch<kFormat, kColumns, kOut, 1, kColumns <= 32 ? 4 : 3>(a, overlap, stream);
+  } else if constexpr (kColumns <= 32) {
     // Two groups of runs where more warps were faster: of 16 columns with nine tiles and more an SM
     // (gate-up), of 32 with up to eight (down), which leave half of three tile groups idle.
-    if (kColumns == 16 && per_block > 8 && per_block <= 12) {
-      return launch<kFormat, kColumns, 2, 3>(a, overlap, stream);
+    if constexpr (kColumns == 16) {
+      if (per_block > 8 && per_block <= 12) return launch<kFormat, kColumns, kOut, 2, 3>(a, overlap, stream);
+    } else {
+      if (per_block <= 8) return launch<kFormat, kColumns, kOut, 2, 2>(a, overlap, stream);
     }
-    if (kColumns == 32 && per_block <= 8) return launch<kFormat, kColumns, 2, 2>(a, overlap, stream);
-    return per_block <= 12 ? launch<kFormat, kColumns, 1, 3>(a, overlap, stream)
-                           : launch<kFormat, kColumns, 1, 4>(a, overlap, stream);
+    return per_block <= 12 ? launch<kFormat, kColumns, kOut, 1, 3>(a, overlap, stream)
+                           : launch<kFormat, kColumns, kOut, 1, 4>(a, overlap, stream);
   } else {
-    return per_block <= 8 ? launch<kFormat, kColumns, kColumns <= 64 ? 2 : 1, 2>(a, overlap, stream)
-                          : launch<kFormat, kColumns, 1, 3>(a, overlap, stream);
+    return per_block <= 8 ? launch<kFormat, kColumns, kOut, kColumns <= 64 ? 2 : 1, 2>(a, overlap, stream)
+                          : launch<kFormat, kColumns, kOut, 1, 3>(a, overlap, stream);
   }
 }
 
 template <TileFormat kFormat>
 cudaError_t launch_format(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  return with_columns(a.rows,
-                      [&]<int kColumns>() { return launch_columns<kFormat, kColumns>(a, overlap, stream); });
+  return with_columns(a.rows, [&]<int kColumns>() {
+    return with_wide_out(a.out_kind, [&]<DecodeOut kOut>() {
+      return launch_columns<kFormat, kColumns, kOut>(a, overlap, stream);
+    });
+  });
 }
 
 }  // namespace
@@ -388,6 +395,7 @@ bool takes_wide_rows(const TiledWeight& w, int rows) {
 }
 
 cudaError_t launch_wide_rows(ProductArgs& a, TileFormat format, bool overlap, cudaStream_t stream) {
+  if (a.out_kind == DecodeOut::kGatedPle) return cudaErrorInvalidValue;
   return with_format(format,
                      [&]<TileFormat kFormat>() { return launch_format<kFormat>(a, overlap, stream); });
 }

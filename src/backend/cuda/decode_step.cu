@@ -1,7 +1,10 @@
 #include "backend/cuda/decode_step.h"
 
+#include <algorithm>
+#include <cstddef>
 #include <utility>
 
+#include "backend/cuda/decode_device.h"
 #include "backend/cuda/decode_ple.h"
 
 namespace jewel::cuda {
@@ -18,7 +21,7 @@ class Chain {
   // next_norm, next: what stands in front of the product after the layer, and its weights; null and n = 0
   // where there is none.
   void layer(const DecodeLayer& l, const float* ple, const float* next_norm, const TiledWeight& next) {
-    normed(l.qkv, l.input_norm, DecodeOut::kF32, b_.qkv);
+    normed(l.qkv, l.input_norm, DecodeOut::kF32, b_.qkv, nullptr, XOrder::kSlots, 1, ahead_of(l.gate_up));
     attend(l);
     const int width = l.attention.n_heads * l.attention.head_dim;
     plain(l.o, b_.attended, b_.y, width, true);
@@ -98,10 +101,23 @@ class Chain {
     x_is_normed_ = next_norm != nullptr;
   }
 
+  // What memory has time for while qkv waits for the layer before: little, or attention's keys come later.
+  // With few rows it is the tiles behind those that gate-up's blocks (two an SM) ask for before they wait;
+  // with more all tiles are under way together, and their ends come last. Measured up to 32 rows.
+  WeightsAhead ahead_of(const TiledWeight& gate_up) const {
+    constexpr int kFewRowsBytes = 4 << 20, kTileEnd = 4096;
+    const int tile = 16 * gate_up.k * (gate_up.format == TileFormat::kBF16 ? 2 : 1), tiles = gate_up.n / 16;
+    const auto* from = static_cast<const std::byte*>(gate_up.tiles);
+    if (s_.portable || s_.rows.n > 32 || tile < kTileEnd) return {};
+    if (s_.rows.n > 8) return {from + tile - kTileEnd, tile, kTileEnd, tiles};
+    const int asked = 4 * product_device().sms;
+    return {from + int64_t{asked} * tile, tile, tile, std::clamp(tiles - asked, 0, kFewRowsBytes / tile)};
+  }
+
   XOrder order_for(const TiledWeight& w) const { return x_order_of(w, s_.rows.n, s_.portable); }
 
   void normed(const TiledWeight& w, const float* norm, DecodeOut kind, void* out, const float* ple = nullptr,
-              XOrder out_order = XOrder::kSlots, float out_scale = 1) {
+              XOrder out_order = XOrder::kSlots, float out_scale = 1, const WeightsAhead& ahead = {}) {
     pending_.pre_norm = norm;
     keep(launch_decode_product({.w = w,
                                 .rows = s_.rows.n,
@@ -116,6 +132,7 @@ class Chain {
                                 .ple = ple,
                                 .ple_stride = s_.per_layer_stride,
                                 .cap = s_.softcap,
+                                .ahead = ahead,
                                 .portable = s_.portable},
                                stream_));
     if (pending_.y != nullptr) paid();
