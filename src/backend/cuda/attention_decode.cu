@@ -410,14 +410,14 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
   const int slots_log2 = slots_log2_for<S>(p, kClusters), slots = 1 << slots_log2,
             blocks = kRanks >> slots_log2;
   const int group = p.shape.n_heads / p.shape.n_kv_heads, parts = query_parts(group);
-  const int page_entries = S::kTeams * team_pages<S>(slots, cut_keys<kRanks, kMaxPieces>(keys).run_keys);
+  const int run_keys = cut_keys<kRanks, kMaxPieces>(keys).run_keys;
+  const int page_entries = S::kTeams * team_pages<S>(slots, run_keys);
 
   const int pieces = most_pieces<kRanks, kMaxPieces>(keys);
   // o_proj's weights would stand in the way of what attention reads. With fewer rows or more pieces there is
   // time for both, and with more rows o_proj has to start at once.
   const bool late = kClusters && p.rows.n >= 8 && p.rows.n <= 32 && pieces == 1;
-  const bool one_tile =
-      kClusters && slots == S::kTeams && cut_keys<kRanks, kMaxPieces>(keys).run_keys == kTileKeys;
+  const bool one_tile = kClusters && slots == S::kTeams && run_keys == kTileKeys;
   auto* kernel = late ? decode_attention_kernel<S, kClusters, kClusters, false>
                       : decode_attention_kernel<S, kClusters, false, false>;
   if (one_tile) {

@@ -216,7 +216,6 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .ple = p.ple,
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
-                   .bulk_x = !p.portable && product_device().dependent_launch,
                    .late_release = p.late_release,
                    .ahead = static_cast<const uint8_t*>(p.ahead.from),
                    .ahead_stride = p.ahead.stride,
@@ -231,6 +230,7 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
   }
   if (is_f16(args.x_order) != (p.w.format == TileFormat::kF8E4M3F16)) return cudaErrorInvalidValue;
   if (is_f16(args.x_order)) args.x_order = is_wide(args.x_order) ? XOrder::kWide : XOrder::kSlots;
+  args.bulk_x = args.x_order == XOrder::kSlots && !p.portable && product_device().dependent_launch;
   if (args.x_order == XOrder::kWide) {
     return takes_wide_rows(p.w, p.rows)     ? launch_wide_rows(args, p.w.format, overlap, stream)
            : takes_spread_rows(p.w, p.rows) ? launch_spread_rows(args, p.w.format, overlap, stream)

@@ -40,7 +40,7 @@ struct ProductArgs {
   const float* ple;
   int64_t ple_stride;
   float cap;
-  bool bulk_x = false;        // x may come by bulk copies (sm_90)
+  bool bulk_x = false;        // x may come by bulk copies: sm_90, in slot order
   bool late_release = false;  // see DecodeProduct
   const uint8_t* ahead = nullptr;
   int64_t ahead_stride = 0;
@@ -203,6 +203,12 @@ auto with_wide_out(DecodeOut kind, const Do& act) {
   return kind == DecodeOut::kGatedUp  ? act.template operator()<DecodeOut::kGatedUp>()
          : kind == DecodeOut::kLogits ? act.template operator()<DecodeOut::kLogits>()
                                       : act.template operator()<DecodeOut::kF32>();
+}
+// The same for all kinds.
+template <class Do>
+auto with_out(DecodeOut kind, const Do& act) {
+  return kind == DecodeOut::kGatedPle ? act.template operator()<DecodeOut::kGatedPle>()
+                                      : with_wide_out(kind, act);
 }
 
 // What act.operator()<columns>() returns, for the least columns that wide and spread have for so many rows.

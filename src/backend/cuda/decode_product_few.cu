@@ -178,19 +178,12 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   }
 }
 
-template <TileFormat kFormat, int kRun, DecodeOut kOut>
-auto* kernel_of(bool bulk) {
-  return bulk ? few_rows_kernel<kFormat, kRun, kOut, true> : few_rows_kernel<kFormat, kRun, kOut, false>;
-}
-
 template <TileFormat kFormat, int kRun>
 cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
-  const bool bulk = a.bulk_x && a.x_order == XOrder::kSlots;
-  const auto kernel = a.out_kind == DecodeOut::kGatedUp ? kernel_of<kFormat, kRun, DecodeOut::kGatedUp>(bulk)
-                      : a.out_kind == DecodeOut::kGatedPle
-                          ? kernel_of<kFormat, kRun, DecodeOut::kGatedPle>(bulk)
-                      : a.out_kind == DecodeOut::kLogits ? kernel_of<kFormat, kRun, DecodeOut::kLogits>(bulk)
-                                                         : kernel_of<kFormat, kRun, DecodeOut::kF32>(bulk);
+  const auto kernel = with_out(a.out_kind, [&]<DecodeOut kOut>() {
+    return a.bulk_x ? few_rows_kernel<kFormat, kRun, kOut, true>
+                    : few_rows_kernel<kFormat, kRun, kOut, false>;
+  });
   const cudaError_t allowed = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                    product_device().shared_per_block);
   if (allowed != cudaSuccess) return allowed;

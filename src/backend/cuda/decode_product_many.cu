@@ -158,7 +158,6 @@ cudaError_t launch(ProductArgs& a, bool overlap, cudaStream_t stream) {
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, K::kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
   const int chunks = (a.rows + 8 * kColumnTiles - 1) / (8 * kColumnTiles);
-  a.bulk_x = a.bulk_x && a.x_order == XOrder::kSlots;
   a.block_rows = std::max(1, std::min(product_device().sms / a.splits / chunks, a.row_tiles));
   const dim3 grid(static_cast<unsigned>(a.block_rows * a.splits), static_cast<unsigned>(chunks));
   const LaunchShape shape{
