@@ -4,8 +4,9 @@
 // the runs (attention_decode_runs.h), the same for any number of them a block.
 //
 // Block: 8 warps. The first tile's loads stand before the wait for q, whose norm and rotation the warps
-// share. What the runs found is merged over distributed shared memory inside a piece, through the workspace
-// between pieces: the last to arrive adds them in order.
+// share. What the runs found is merged over distributed shared memory inside a piece, and two pieces too
+// where a block has runs of both; otherwise pieces are merged through the workspace: the last to arrive adds
+// them in order. Either way the sums are the same.
 //
 // FLOPs hardly matter (E4B, 512 keys: 8 MFLOP a layer); bytes of K and V, the length of this chain at batch 1
 // and the number of instructions at large batches do.
@@ -119,11 +120,12 @@ struct Preparation {
 };
 
 // RMS norm and RoPE of the unit's queries, into fragments; the newest K and V, into their page and into
-// shared memory.
-template <class S>
+// shared memory: to newest_place(is V, byte).
+template <class S, class Place>
 __device__ __forceinline__ void prepare_rows(const DecodeAttention& p, const Layout& layout,
                                              Shared<S>& shared, const Unit& unit, const Preparation<S>& mine,
-                                             bool makes_newest, std::byte* newest_row, size_t v_offset) {
+                                             bool makes_newest, std::byte* newest_row, size_t v_offset,
+                                             const Place& newest_place) {
   constexpr int DIM = S::kDim;
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   if (mine.any) {
@@ -144,29 +146,29 @@ __device__ __forceinline__ void prepare_rows(const DecodeAttention& p, const Lay
                      [&](int index, const float(&four)[4]) { put_query4(shared.row, warp, index, four); });
     } else {
       std::byte* global = newest_row + (mine.is_v ? v_offset : 0);
-      std::byte* local = mine.is_v ? shared.row.newest_v : shared.row.newest_k;
       const float inverse_scale = mine.is_v ? layout.inverse_v_scale : layout.inverse_k_scale;
       head.for_fours(lane, [&](int index, const float(&four)[4]) {
         if (unit.keeps_newest) store_kv4<S::kFormat>(global, index, four, inverse_scale);
-        store_kv4<S::kFormat>(local, index, four, inverse_scale);
+        store_kv4<S::kFormat>(newest_place(mine.is_v, index * S::kElement), 0, four, inverse_scale);
       });
     }
   }
-  // Written by an earlier kernel: by now it is complete.
+  // Written by an earlier kernel: by now it is complete. The last warps have no query to prepare.
   if (newest_row != nullptr && !makes_newest) {
     constexpr int kWords = S::kRowBytes / 16;
-    for (int i = threadIdx.x; i < 2 * kWords; i += kThreads) {
-      const bool is_k = i < kWords;
-      const int word = is_k ? i : i - kWords;
-      const uint4 x16 = load_streaming(newest_row + (is_k ? 0 : v_offset) + 16 * word);
-      *reinterpret_cast<uint4*>((is_k ? shared.row.newest_k : shared.row.newest_v) + 16 * word) = x16;
+    for (int i = kThreads - 1 - static_cast<int>(threadIdx.x); i < 2 * kWords; i += kThreads) {
+      const bool is_v = i >= kWords;
+      const int byte = 16 * (is_v ? i - kWords : i);
+      *reinterpret_cast<uint4*>(newest_place(is_v, byte)) =
+          load_streaming(newest_row + (is_v ? v_offset : 0) + byte);
     }
   }
 }
 
 // Adds what the runs of a piece found, each block of the cluster for its share of the columns, and then what
-// the pieces found. `results` is [slots, heads, kOutStride] in every block of the cluster.
-template <class S, bool kClusters>
+// the pieces found. `results` is [slots, heads, kOutStride] in every block of the cluster, of a second piece
+// behind those of the first.
+template <class S, bool kClusters, class W>
 __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<S>& shared, const float* results,
                                       const Workspace& workspace, const Unit& unit, int slots_log2, int block,
                                       int piece, int n_pieces) {
@@ -193,41 +195,57 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<S>& share
   const int pairs_log2 = __ffs(DIM / 2 / kRanks) - 1 + slots_log2;  // pairs of columns a block adds
   const int n = unit.heads << pairs_log2, pair_mask = (1 << pairs_log2) - 1;
 
+  struct Merged {
+    float top = -INFINITY, total = 0;
+    float2 value = make_float2(0, 0);
+    __device__ __forceinline__ void add(float their_top, float their_total, float2 their_value) {
+      const float weight = exp2_fast(their_top - top);
+      total = fmaf(weight, their_total, total);
+      value.x = fmaf(weight, their_value.x, value.x);
+      value.y = fmaf(weight, their_value.y, value.y);
+    }
+  };
+  // Of the runs that the blocks have from slot `first` on.
+  const auto merge_runs = [&](int first, int head, int column) {
+    float2 stat[kRanks], o[kRanks];
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      const int from = r >> slots_log2, slot = first + (r & ((1 << slots_log2) - 1));
+      stat[r] = load_cluster2(address_in(&shared.stats[slot][head], from));
+      o[r] = load_cluster2(address_in(results + (slot * unit.heads + head) * kStride + column, from));
+    }
+    Merged merged;
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) merged.top = fmaxf(merged.top, stat[r].x);
+#pragma unroll
+    for (int r = 0; r < kRanks; ++r) {
+      if (stat[r].x != -INFINITY) merged.add(stat[r].x, stat[r].y, o[r]);  // else it left no results
+    }
+    return merged;
+  };
+
 #pragma unroll 1
   for (int i = threadIdx.x; i < n; i += kThreads) {
     const int head = i >> pairs_log2;
     const int column = 2 * ((block << pairs_log2) + (i & pair_mask));
-    float2 stat[kRanks], o[kRanks];
-#pragma unroll
-    for (int r = 0; r < kRanks; ++r) {
-      const int from = r >> slots_log2, slot = r & ((1 << slots_log2) - 1);
-      stat[r] = load_cluster2(address_in(&shared.stats[slot][head], from));
-      o[r] = load_cluster2(address_in(results + (slot * unit.heads + head) * kStride + column, from));
+    Merged merged = merge_runs(0, head, column);
+    if (W::kPair && n_pieces == 2) {
+      const Merged first = merged, second = merge_runs(1 << slots_log2, head, column);
+      merged = {.top = fmaxf(first.top, second.top)};
+      merged.add(first.top, first.total, first.value);
+      merged.add(second.top, second.total, second.value);
     }
-    float top = stat[0].x;
-#pragma unroll
-    for (int r = 1; r < kRanks; ++r) top = fmaxf(top, stat[r].x);
-    float total = 0;
-    float2 value = make_float2(0, 0);
-#pragma unroll
-    for (int r = 0; r < kRanks; ++r) {
-      if (stat[r].x == -INFINITY) continue;  // a run without keys left no results
-      const float weight = exp2_fast(stat[r].x - top);
-      total = fmaf(weight, stat[r].y, total);
-      value.x = fmaf(weight, o[r].x, value.x);
-      value.y = fmaf(weight, o[r].y, value.y);
-    }
-    if (n_pieces == 1) {
-      const float scale = __fdividef(p.kv.v_scale, total);
-      put(head, column, value.x * scale, value.y * scale);
+    if (W::kPieces != kAny || n_pieces == 1) {
+      const float scale = __fdividef(p.kv.v_scale, merged.total);
+      put(head, column, merged.value.x * scale, merged.value.y * scale);
     } else {
-      __stcg(reinterpret_cast<float2*>(sums + (piece * unit.heads + head) * DIM + column), value);
+      __stcg(reinterpret_cast<float2*>(sums + (piece * unit.heads + head) * DIM + column), merged.value);
       if ((i & pair_mask) == 0) {
-        __stcg(stats + (piece * kRanks + block) * unit.heads + head, make_float2(top, total));
+        __stcg(stats + (piece * kRanks + block) * unit.heads + head, make_float2(merged.top, merged.total));
       }
     }
   }
-  if (n_pieces == 1) return;
+  if (W::kPieces != kAny || n_pieces == 1) return;
 
   __threadfence();
   __syncthreads();
@@ -246,22 +264,17 @@ __device__ __forceinline__ void merge(const DecodeAttention& p, Shared<S>& share
     const int head = i >> pairs_log2;
     const int column = 2 * ((block << pairs_log2) + (i & pair_mask));
     const auto stat_of = [&](int s) { return __ldcg(stats + (s * kRanks + block) * unit.heads + head); };
-    float top = -INFINITY;
+    Merged merged;
 #pragma unroll 8
-    for (int s = 0; s < n_pieces; ++s) top = fmaxf(top, stat_of(s).x);
-    float total = 0;
-    float2 value = make_float2(0, 0);
+    for (int s = 0; s < n_pieces; ++s) merged.top = fmaxf(merged.top, stat_of(s).x);
 #pragma unroll 8
     for (int s = 0; s < n_pieces; ++s) {
       const float2 stat = stat_of(s);
       const float2 o = __ldcg(reinterpret_cast<const float2*>(sums + (s * unit.heads + head) * DIM + column));
-      const float weight = exp2_fast(stat.x - top);
-      total = fmaf(weight, stat.y, total);
-      value.x = fmaf(weight, o.x, value.x);
-      value.y = fmaf(weight, o.y, value.y);
+      merged.add(stat.x, stat.y, o);
     }
-    const float scale = __fdividef(p.kv.v_scale, total);
-    put(head, column, value.x * scale, value.y * scale);
+    const float scale = __fdividef(p.kv.v_scale, merged.total);
+    put(head, column, merged.value.x * scale, merged.value.y * scale);
   }
 }
 
@@ -271,37 +284,45 @@ __host__ __device__ __forceinline__ int team_pages(int slots, int run_keys) {
   return slots / S::kTeams * run_keys / 16 + 2;
 }
 
-// kLate: the next kernel may start only when the queries are prepared.
-// kOneTile: a team has at most one tile of keys. Few rows' kernels are made for that: their time is that of
-// instructions run once, which have to come to the multiprocessor first.
-template <class S, bool kClusters, bool kLate, bool kOneTile>
+// Shared memory of a block's tiles.
+template <class S, class W>
+constexpr size_t kStagedBytes = W::kStaged ? size_t{S::kTeams} * W::kMost * StagedTile<S>::kBytes : 0;
+
+template <class S, bool kClusters, class W>
 __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 : 1)
     decode_attention_kernel(const __grid_constant__ DecodeAttention p,
                             const __grid_constant__ Workspace workspace, Layout layout) {
-  constexpr int kRanks = kRanksOf<S, kClusters>;
+#if __CUDA_ARCH__ < 900
+  if (kClusters) return;  // not launched
+#endif
+  constexpr int kRanks = kRanksOf<S, kClusters>, kPieceKeys = kRanks * kTileKeys;
   __shared__ Shared<S> shared;
-  extern __shared__ __align__(16) float results[];  // [slots, heads, kOutStride], then the teams' pages
+  // The teams' tiles, then results [slots, heads, kOutStride], then the teams' pages.
+  extern __shared__ __align__(128) std::byte dynamic[];
+  auto* results = reinterpret_cast<float*>(dynamic + kStagedBytes<S, W>);
 
-  const int slots_log2 = kOneTile ? S::kTeams / 2 : layout.slots_log2;
+  const int slots_log2 = W::kTiles > 0 ? W::kTiles * S::kTeams / 2 : layout.slots_log2;
+  static_assert(W::kTiles <= 2 && S::kTeams <= 2);  // so that half of their product is its logarithm
   const Unit unit(layout);
   const int position = p.rows.positions[unit.row], table_row = p.rows.slots[unit.row];
   const int slots = 1 << slots_log2, team_slots = slots / S::kTeams, blocks = kRanks >> slots_log2;
   const int block = static_cast<int>(blockIdx.x) & (blocks - 1),
             piece = static_cast<int>(blockIdx.x) / blocks;
   const Lane<S> at;
-  if constexpr (!kLate) release_next_kernel();
+  if constexpr (!W::kLate) release_next_kernel();
 
-  if (position < 0) return;
+  if ((position | table_row) < 0) return;  // one question about both, so that both are asked for at once
   const int first = p.shape.window > 0 ? max(0, position - p.shape.window + 1) : 0;
   const int n_keys = position + 1 - first;
-  const Cut cut = kOneTile ? Cut{(n_keys + kRanks * kTileKeys - 1) / (kRanks * kTileKeys), kTileKeys}
-                           : cut_keys<kRanks, kMaxPiecesOf<kClusters>>(n_keys);
+  const Cut cut = W::kShortRuns ? Cut{(n_keys + kPieceKeys - 1) / kPieceKeys, kTileKeys}
+                                : cut_keys<kRanks, kMaxPiecesOf<kClusters>>(n_keys);
   if (piece >= cut.pieces) return;
   const int block_begin = first + (piece * kRanks + block * slots) * cut.run_keys;
   const int begin = block_begin + at.team * team_slots * cut.run_keys;
   const size_t head_bytes = size_t{16} * S::kRowBytes;
   const Keys<S> keys = {.begin = begin,
-                        .end = min(begin + team_slots * cut.run_keys, position + 1),
+                        .end = W::kPair ? position + 1 : min(begin + team_slots * cut.run_keys, position + 1),
+                        .step = W::kPair ? kPieceKeys : kTileKeys,
                         .newest = position,
                         .k_head = p.kv.data + unit.kv_head * head_bytes,
                         .v_offset = p.shape.n_kv_heads * head_bytes,
@@ -311,19 +332,28 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
   const int32_t* table = p.kv.page_table + int64_t{table_row} * p.kv.max_pages;
   const int pair = static_cast<int>(threadIdx.x);  // of values that turn together
   const float frequency = !p.prepared && pair < p.rope.n_rotating ? __ldg(p.rope.frequencies + pair) : 0;
-  std::byte* newest_row = nullptr;  // where the block has it
-  if (block_begin <= position && position < block_begin + slots * cut.run_keys) {
-    newest_row = keys.row(position, table[position >> 4]);
-  }
+  // Whether the block has the newest position, how far from the block's first, and in which piece.
+  const bool in_second = W::kPair && position >= block_begin + kPieceKeys;
+  const int newest_from_first = position - block_begin - (in_second ? kPieceKeys : 0);
+  const bool has_newest = newest_from_first >= 0 && newest_from_first < slots * cut.run_keys;
+  const int newest_page = has_newest ? table[position >> 4] : 0;
   TeamShared<S>& mine = shared.teams[at.team];
+  std::byte* staged = dynamic + at.team * W::kMost * StagedTile<S>::kBytes;
   auto* pages = reinterpret_cast<int32_t*>(results + slots * unit.heads * S::kOutStride) +
                 at.team * team_pages<S>(slots, cut.run_keys);
   const int32_t* pages_there = table + (begin >> 4);
-  if (n_tiles > 0) put_rows(mine, keys, pages_there, 0, at);
-  if (!kOneTile && n_tiles > 1) put_rows(mine, keys, pages_there, 1, at);
-  if (!kOneTile && n_tiles > 2) {
-    const int n_pages = ((keys.end - 1) >> 4) - (begin >> 4) + 1;
-    for (int i = at.team_thread; i < n_pages; i += S::kTeamThreads) pages[i] = pages_there[i];
+  if constexpr (W::kStaged) {
+#pragma unroll
+    for (int n = 0; n < W::kMost; ++n) {
+      if (n < n_tiles) stage_tile(staged + n * StagedTile<S>::kBytes, keys, pages_there, n, at);
+      commit_copies();
+    }
+  } else {
+    if (n_tiles > 0) put_rows<W::kMost == 1 ? 1 : 2>(mine, keys, pages_there, 0, at);
+    if (W::kMost == 0 && n_tiles > 2) {
+      const int n_pages = ((keys.end - 1) >> 4) - (begin >> 4) + 1;
+      for (int i = at.team_thread; i < n_pages; i += S::kTeamThreads) pages[i] = pages_there[i];
+    }
   }
   if (threadIdx.x < kMaxRanks * kBlockHeads) {
     shared.stats[threadIdx.x / kBlockHeads][threadIdx.x % kBlockHeads] = make_float2(-INFINITY, 0);
@@ -337,20 +367,40 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
   }
   __syncthreads();
 
+  std::byte* newest_row = has_newest ? keys.row(position, newest_page) : nullptr;
+  const auto newest_place = [&](bool is_v, int byte) {
+    if constexpr (W::kStaged) {
+      const int tile = newest_from_first / kTileKeys, row = newest_from_first % kTileKeys;
+      static_assert(!W::kPair);
+      return dynamic + tile * StagedTile<S>::kBytes +
+             (is_v ? StagedTile<S>::v_place(row, byte) : StagedTile<S>::k_place(row, byte));
+    } else {
+      return (is_v ? shared.row.newest_v : shared.row.newest_k) + byte;
+    }
+  };
   Runs<S> runs;
-  runs.template start<kOneTile>(mine, keys, at);
+  if constexpr (!W::kStaged) runs.template start<W>(mine, keys, at);
   const bool makes_newest = newest_row != nullptr && p.owns_kv && !p.prepared;
   const Preparation<S> preparation(p, unit, makes_newest);
   wait_for_last_kernel();
   if (block_begin <= position) {
-    prepare_rows(p, layout, shared, unit, preparation, makes_newest, newest_row, keys.v_offset);
+    prepare_rows(p, layout, shared, unit, preparation, makes_newest, newest_row, keys.v_offset, newest_place);
   }
+  if constexpr (W::kStaged) wait_for_copies<W::kMost - 1>();
   __syncthreads();
-  if constexpr (kLate) release_next_kernel();
+  if constexpr (W::kLate) release_next_kernel();
 
-  runs.template take<kOneTile>(mine, shared.row, keys, pages, cut.run_keys / kTileKeys, at.team * team_slots,
-                               p.kv.k_scale * kLog2E / Number<S::kFormat>::kQueryScale,
-                               {.stats = &shared.stats[0][0], .sums = results, .heads = unit.heads}, at);
+  const float to_log2 = p.kv.k_scale * kLog2E / Number<S::kFormat>::kQueryScale;
+  const RunResults to = {.stats = &shared.stats[0][0],
+                         .sums = results,
+                         .heads = unit.heads,
+                         .run = at.team * team_slots,
+                         .run_step = W::kPair ? slots : 1};
+  if constexpr (W::kStaged) {
+    take_staged<W>(mine, shared.row, keys, staged, to_log2, to, at);
+  } else {
+    runs.template take<W>(mine, shared.row, keys, pages, cut.run_keys / kTileKeys, to_log2, to, at);
+  }
 
   if (kClusters && blocks > 1) {
     cluster_arrive_shared();
@@ -358,7 +408,7 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
   } else {
     __syncthreads();
   }
-  merge<S, kClusters>(p, shared, results, workspace, unit, slots_log2, block, piece, cut.pieces);
+  merge<S, kClusters, W>(p, shared, results, workspace, unit, slots_log2, block, piece, cut.pieces);
   if (kClusters && blocks > 1) {
     cluster_arrive_relaxed();  // nobody leaves while its results are being read
     cluster_wait();
@@ -377,11 +427,16 @@ WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
           .stats = pieces * kMaxRanks * sizeof(float2)};
 }
 
+// Whether blocks take their runs of two pieces: keys end in a second piece, and one block has it to do.
+bool takes_pair(const DecodeAttention& p, int pieces) {
+  return pieces == 2 && p.max_context <= 1024 && p.rows.n > 4 && p.rows.n <= 8;
+}
+
 // log2 of the runs a block takes, by what was fastest on an H200 in the decode chain: at 512 keys E4B's
 // layers want 2 (a run a team) up to batch 24, 4 up to 64, 8 above. Layers that see everything may have seven
 // more pieces to fill the card with.
 template <class S>
-int slots_log2_for(const DecodeAttention& p, bool clusters) {
+int slots_log2_for(const DecodeAttention& p, bool clusters, bool has_pair) {
   constexpr int kLeast = S::kTeams == 2 ? 1 : 0;
   if (!clusters) return kLeast;
   int most = 3, wanted = 0;
@@ -391,11 +446,44 @@ int slots_log2_for(const DecodeAttention& p, bool clusters) {
     int units = p.rows.n * p.shape.n_kv_heads * query_parts(p.shape.n_heads / p.shape.n_kv_heads);
     if (p.shape.window == 0 && p.max_context > 1024) units += units / 2, most = 2;
     // A second piece doubles the blocks, and up to 1,024 keys most of its blocks have none.
-    const bool two_pieces = p.shape.window == 0 && p.max_context > 512 && p.max_context <= 1024;
+    const bool two_pieces = !has_pair && p.shape.window == 0 && p.max_context > 512 && p.max_context <= 1024;
     if (two_pieces && units >= 16 && units <= 48) units *= 2;
     wanted = units <= 16 ? 0 : units <= 48 ? 1 : units <= 130 ? 2 : 3;
   }
   return std::max(kLeast, std::min(wanted, most));
+}
+
+using AttentionKernel = void (*)(DecodeAttention, Workspace, Layout);
+struct KernelChoice {
+  AttentionKernel kernel;
+  size_t staged_bytes;  // of a block's tiles
+};
+template <class S, bool kClusters, class W>
+KernelChoice kernel_of() {
+  return {decode_attention_kernel<S, kClusters, W>, kStagedBytes<S, W>};
+}
+
+// Which kernel, by what was fastest on an H200 in the decode chain. tiles: of a team of each piece; 0 where
+// runs are longer than a tile.
+template <class S>
+KernelChoice kernel_for(int rows, int tiles, int pieces, bool has_pair) {
+  constexpr bool kTwoFit = S::kTeams * 2 * StagedTile<S>::kBytes <= 128 * 1024;
+  if (has_pair) return kernel_of<S, true, Work<1, 2>>();
+  // o_proj's weights would stand in the way of what attention reads. With fewer rows or more pieces there is
+  // time for both, and with more rows o_proj has to start at once.
+  const bool late = rows >= 8 && rows <= 32;
+  if (pieces == 1) {
+    if (late && tiles == 1) return kernel_of<S, true, Work<1, 1, true, true>>();
+    if constexpr (kTwoFit) {
+      if (late && tiles == 2) return kernel_of<S, true, Work<2, 1, true, true>>();
+    }
+    if (late) return kernel_of<S, true, Work<kSeveral, 1, false, true>>();
+    if (rows == 1 && tiles == 1) return kernel_of<S, true, Work<1, 1, true>>();
+    return tiles == 1 ? kernel_of<S, true, Work<1, 1>>() : kernel_of<S, true, Work<kSeveral, 1>>();
+  }
+  return tiles == 1  ? kernel_of<S, true, Work<1, kAny>>()
+         : tiles > 0 ? kernel_of<S, true, Work<kSeveral, kAny>>()
+                     : kernel_of<S, true, Work<kAny, kAny>>();
 }
 
 template <class S, bool kClusters>
@@ -407,29 +495,28 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
   const Workspace workspace = {.counters = reinterpret_cast<unsigned*>(bytes),
                                .sums = reinterpret_cast<float*>(bytes + sizes.counters),
                                .stats = reinterpret_cast<float2*>(bytes + sizes.counters + sizes.sums)};
-  const int slots_log2 = slots_log2_for<S>(p, kClusters), slots = 1 << slots_log2,
+  const int pieces = most_pieces<kRanks, kMaxPieces>(keys);
+  const bool may_pair = kClusters && takes_pair(p, pieces);
+  const int slots_log2 = slots_log2_for<S>(p, kClusters, may_pair), slots = 1 << slots_log2,
             blocks = kRanks >> slots_log2;
+  const bool has_pair = may_pair && slots == S::kTeams;
   const int group = p.shape.n_heads / p.shape.n_kv_heads, parts = query_parts(group);
   const int run_keys = cut_keys<kRanks, kMaxPieces>(keys).run_keys;
   const int page_entries = S::kTeams * team_pages<S>(slots, run_keys);
-
-  const int pieces = most_pieces<kRanks, kMaxPieces>(keys);
-  // o_proj's weights would stand in the way of what attention reads. With fewer rows or more pieces there is
-  // time for both, and with more rows o_proj has to start at once.
-  const bool late = kClusters && p.rows.n >= 8 && p.rows.n <= 32 && pieces == 1;
-  const bool one_tile = kClusters && slots == S::kTeams && run_keys == kTileKeys;
-  auto* kernel = late ? decode_attention_kernel<S, kClusters, kClusters, false>
-                      : decode_attention_kernel<S, kClusters, false, false>;
-  if (one_tile) {
-    kernel = late ? decode_attention_kernel<S, kClusters, kClusters, kClusters>
-                  : decode_attention_kernel<S, kClusters, false, kClusters>;
+  KernelChoice choice{};
+  if constexpr (kClusters) {
+    const int tiles = run_keys == kTileKeys ? slots / S::kTeams : 0;
+    choice = kernel_for<S>(p.rows.n, tiles, pieces, has_pair);
+  } else {
+    choice = kernel_of<S, false, Work<kAny, kAny>>();
   }
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(pieces * blocks),
+  config.gridDim = dim3(static_cast<unsigned>((has_pair ? 1 : pieces) * blocks),
                         static_cast<unsigned>(p.shape.n_kv_heads * parts), static_cast<unsigned>(p.rows.n));
   config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(slots * (group / parts) * S::kOutStride) * sizeof(float) +
-                            static_cast<size_t>(page_entries) * sizeof(int32_t);
+  const int held = has_pair ? 2 * slots : slots;  // runs whose results a block has
+  config.dynamicSmemBytes = static_cast<size_t>(held * (group / parts) * S::kOutStride) * sizeof(float) +
+                            static_cast<size_t>(page_entries) * sizeof(int32_t) + choice.staged_bytes;
   config.stream = stream;
   // With no more blocks than multiprocessors, each on its own. (Clusters of more than two blocks find no such
   // places, but for those of one row.)
@@ -438,7 +525,7 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
       config.gridDim.x * config.gridDim.y * config.gridDim.z <= static_cast<unsigned>(product_device().sms)) {
     config.dynamicSmemBytes = std::max(config.dynamicSmemBytes, kAttentionShared - sizeof(Shared<S>));
   }
-  const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  const cudaError_t error = cudaFuncSetAttribute(choice.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                  static_cast<int>(config.dynamicSmemBytes));
   if (error != cudaSuccess) return error;
   cudaLaunchAttribute attributes[2];
@@ -455,7 +542,7 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
                          .heads = group / parts,
                          .inverse_k_scale = 1 / p.kv.k_scale,
                          .inverse_v_scale = 1 / p.kv.v_scale};
-  return cudaLaunchKernelEx(&config, kernel, p, workspace, layout);
+  return cudaLaunchKernelEx(&config, choice.kernel, p, workspace, layout);
 }
 
 template <bool kClusters>

@@ -1,18 +1,23 @@
 // Device code of attention_decode.cu: the keys of a run times a row's queries, and the values weighed by the
 // scores. Include from .cu files only.
 //
-// A run is worked on by a team of head_dim / 64 warps, tiles of 64 keys, K and V straight from memory to
-// registers: the next tile's loads are issued as soon as a tile's registers are free. A team meets once a
-// tile, at its own barrier. Keys and columns of V are the 16 rows of m16n8k16, the queries its 8 columns:
-// head h's upper part is column 2 h, its lower part 2 h + 1, and the two sums are added afterwards.
+// A run is worked on by a team of head_dim / 64 warps, tiles of 64 keys. K and V come straight from memory to
+// registers, the next tile's as soon as a tile's registers are free (Runs), or, where a team has one or two
+// tiles and a multiprocessor room for them, all of them by way of shared memory (take_staged). A team meets
+// once a tile, at its own barrier. Keys and columns of V are the 16 rows of m16n8k16, the queries its 8
+// columns: head h's upper part is column 2 h, its lower part 2 h + 1, and the two sums are added afterwards.
 //   scores   a warp takes 16 keys and 256 values of the head; through shared memory to the whole team
 //   values   a warp takes 64 columns and all 64 keys: lane (g, t) holds columns 8 g .. 8 g + 7 of keys 4 t ..
 //            4 t + 3 of each 16, and the order of keys and columns inside the product is permuted to fit
 #pragma once
 
+#include <type_traits>
+
 #include "backend/cuda/attention_device.h"
 #include "backend/cuda/attention_types.h"
+#include "backend/cuda/decode_tiles.h"
 #include "backend/cuda/device_values.h"
+#include "backend/cuda/prefill_mma.h"
 
 namespace jewel::cuda::device {
 
@@ -76,7 +81,8 @@ struct Lane {
 template <class S>
 struct Keys {
   int begin, end;     // from `end` on they are not read
-  int newest;         // nor is this one: its K and V are in RowShared
+  int step;           // from the first key of a tile to that of the next
+  int newest;         // not read either: its K and V come from elsewhere
   std::byte* k_head;  // K of the KV head in page 0
   size_t v_offset;    // from K to V of the same position
   size_t page_bytes;
@@ -84,22 +90,24 @@ struct Keys {
   __device__ __forceinline__ std::byte* row(int key, int page) const {
     return k_head + static_cast<size_t>(page) * page_bytes + static_cast<size_t>(key & 15) * S::kRowBytes;
   }
-  __device__ __forceinline__ int tiles() const {
-    return begin < end ? (end - begin + kTileKeys - 1) / kTileKeys : 0;
-  }
+  __device__ __forceinline__ int tiles() const { return begin < end ? (end - begin + step - 1) / step : 0; }
 };
 
 // What keys outside of a block's run are read from: their probability is 0, and 0 times what an unwritten
 // place of a page holds need not be 0.
 __device__ const uint4 kZeroRow[64] = {};
 
-// Puts down where tile n's rows lie. pages[i] is the page of keys [16 i, 16 i + 16) from begin's page on.
-template <class S>
+// Puts down where the rows of kCount tiles from the first on lie, all at once: a loop over tiles would wait
+// for memory in each. pages[i] is the page of keys [16 i, 16 i + 16) from begin's page on.
+template <int kCount, class S>
 __device__ __forceinline__ void put_rows(TeamShared<S>& shared, const Keys<S>& keys, const int32_t* pages,
-                                         int n, const Lane<S>& at) {
+                                         int first, const Lane<S>& at) {
   const auto* zeros = reinterpret_cast<const std::byte*>(kZeroRow);
-  for (int i = at.team_thread; i < kTileKeys; i += S::kTeamThreads) {
-    const int key = keys.begin + n * kTileKeys + i;
+#pragma unroll
+  for (int from = 0; from < kCount * kTileKeys; from += S::kTeamThreads) {
+    const int row = from + at.team_thread, n = first + row / kTileKeys, i = row % kTileKeys;
+    if (row >= kCount * kTileKeys) break;
+    const int key = keys.begin + n * keys.step + i;
     const bool read = key < keys.end && key != keys.newest;
     const std::byte* k = keys.row(key, read ? pages[(key >> 4) - (keys.begin >> 4)] : 0);
     shared.k_rows[n % S::kRowSets][i] = read ? k : zeros;
@@ -144,6 +152,50 @@ __device__ __forceinline__ float4 read_shared4(uint32_t address) {
   return x;
 }
 
+// --- tiles in shared memory ---
+
+// K of 64 keys, then V. The 16-byte chunks of a row stand in an order of their own, so that the lanes of a
+// warp find theirs in different banks.
+template <class S>
+struct StagedTile {
+  static constexpr int kKeyBytes = kTileKeys * S::kRowBytes;
+  static constexpr int kBytes = 2 * kKeyBytes;
+  static constexpr int kChunks = S::kRowBytes / 16;  // of a row
+
+  // Of the byte `byte` of a row.
+  __device__ __forceinline__ static int k_place(int row, int byte) {
+    return row * S::kRowBytes + ((byte / 16) ^ (row & 1) << 2) * 16 + byte % 16;
+  }
+  __device__ __forceinline__ static int v_place(int row, int byte) {
+    return kKeyBytes + row * S::kRowBytes + ((byte / 16) ^ (row >> 2 & 3) << 1) * 16 + byte % 16;
+  }
+};
+
+// Brings tile n on its way: the caller commits. Rows from keys.end on are zeros, and that of keys.newest is
+// left to whoever has it. pages: as for put_rows().
+template <class S>
+__device__ __forceinline__ void stage_tile(std::byte* tile, const Keys<S>& keys, const int32_t* pages, int n,
+                                           const Lane<S>& at) {
+  constexpr int kRows = S::kTeamThreads / StagedTile<S>::kChunks, kPasses = kTileKeys / kRows;
+  const int byte = at.team_thread % StagedTile<S>::kChunks * 16;
+  const int first_row = at.team_thread / StagedTile<S>::kChunks, first = keys.begin + n * keys.step;
+  const uint32_t to = shared_address(tile);
+  int page[kPasses];
+#pragma unroll
+  for (int i = 0; i < kPasses; ++i) {
+    const int key = first + i * kRows + first_row;
+    page[i] = key < keys.end ? pages[(key >> 4) - (keys.begin >> 4)] : 0;
+  }
+#pragma unroll
+  for (int i = 0; i < kPasses; ++i) {
+    const int row = i * kRows + first_row, key = first + row;
+    if (key == keys.newest) continue;
+    const std::byte* k = keys.row(key, page[i]) + byte;
+    copy_async(to + StagedTile<S>::k_place(row, byte), k, key < keys.end);
+    copy_async(to + StagedTile<S>::v_place(row, byte), k + keys.v_offset, key < keys.end);
+  }
+}
+
 // --- scores ---
 
 // Four consecutive values of query head `head` to their place among the B fragments. Which values share a
@@ -174,6 +226,16 @@ struct KeyTile {
       const std::byte* from = shared.k_rows[n % S::kRowSets][at.keys + at.g + 8 * r] + first_byte(at);
 #pragma unroll
       for (int c = 0; c < kLoads; ++c) x[r][c] = load_streaming(from + 64 * c);
+    }
+  }
+  __device__ __forceinline__ void load(const std::byte* staged, const Lane<S>& at) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+#pragma unroll
+      for (int c = 0; c < kLoads; ++c) {
+        x[r][c] = *reinterpret_cast<const uint4*>(
+            staged + StagedTile<S>::k_place(at.keys + at.g + 8 * r, first_byte(at) + 64 * c));
+      }
     }
   }
   // The newest position's K instead, in the lanes that hold its key, counted from the tile's first.
@@ -261,18 +323,28 @@ struct ValueStep {
   uint32_t x[4][kWords];
 
   __device__ __forceinline__ static int first_column(const Lane<S>& at) { return 64 * at.warp + 8 * at.g; }
+  __device__ __forceinline__ void set(int i, uint2 v) { x[i][0] = v.x, x[i][1] = v.y; }
+  __device__ __forceinline__ void set(int i, uint4 v) {
+    x[i][0] = v.x, x[i][1] = v.y, x[i][2] = v.z, x[i][3] = v.w;
+  }
   __device__ __forceinline__ void load(const TeamShared<S>& shared, int n, int step, const Lane<S>& at) {
     const std::byte* const* rows = &shared.v_rows[n % S::kRowSets][16 * step + 4 * at.t];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const std::byte* from = rows[i] + first_column(at) * S::kElement;
       if constexpr (kWords == 2) {
-        const uint2 v = load_streaming8(from);
-        x[i][0] = v.x, x[i][1] = v.y;
+        set(i, load_streaming8(from));
       } else {
-        const uint4 v = load_streaming(from);
-        x[i][0] = v.x, x[i][1] = v.y, x[i][2] = v.z, x[i][3] = v.w;
+        set(i, load_streaming(from));
       }
+    }
+  }
+  __device__ __forceinline__ void load(const std::byte* staged, int step, const Lane<S>& at) {
+    using Words = std::conditional_t<kWords == 2, uint2, uint4>;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      set(i, *reinterpret_cast<const Words*>(
+                 staged + StagedTile<S>::v_place(16 * step + 4 * at.t + i, first_column(at) * S::kElement)));
     }
   }
   __device__ __forceinline__ void take_newest(const RowShared<S>& shared, int newest, int step,
@@ -331,12 +403,51 @@ struct Sums {
 
 // --- runs ---
 
+// How much of a row's keys a block may have, which a kernel is made for: most of its instructions run once,
+// so that those it does not need cost time (docs/cuda-decode.md, 30).
+//   tiles    that a team has of a piece, a run each: 1, 2 or kSeveral; kAny: runs of any length
+//   pieces   1: the keys are one piece. 2: they are one or two, and a block takes its runs of both. kAny: a
+//            block takes those of one piece, and the workspace has what the pieces found
+//   staged   tiles come by way of shared memory
+//   late     the next kernel may start only when the queries are prepared
+constexpr int kAny = 0, kSeveral = -1;
+template <int tiles, int pieces, bool staged = false, bool late = false>
+struct Work {
+  static constexpr int kTiles = tiles, kPieces = pieces;
+  static constexpr bool kStaged = staged, kLate = late;
+  static constexpr bool kShortRuns = tiles != kAny;
+  static constexpr bool kPair = pieces == 2;
+  static constexpr int kMost = tiles > 0 ? tiles*(kPair ? 2 : 1) : 0;  // tiles of a team; 0: not known
+};
+
 // Where runs' results go.
 struct RunResults {
   float2* stats;  // [runs, kBlockHeads]: maximum, sum
   float* sums;    // [runs, heads, kOutStride]
   int heads;
+  int run, run_step;  // of the team's first run, and from one to the next
+
+  // Of head g / 2; `sum` over the lane's share of the keys.
+  template <class S>
+  __device__ __forceinline__ void put(float max, float sum, const Sums<S>& values, const Lane<S>& at) {
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    if (at.warp == 0 && at.t == 0 && at.g % 2 == 0) {
+      stats[run * kBlockHeads + at.g / 2] = make_float2(max, sum);
+    }
+    values.put(sums + run * heads * S::kOutStride, heads, at);
+    run += run_step;
+  }
 };
+
+// A tile's scores of the lane's keys, to the whole team.
+template <class S>
+__device__ __forceinline__ void put_scores(float (&exchange)[S::kParts][kBlockHeads][kScoreStride],
+                                           float2 score, float to_log2, int keys_left, const Lane<S>& at) {
+  const int key = at.keys + at.g;
+  exchange[at.part][at.t][key] = key < keys_left ? score.x * to_log2 : -INFINITY;
+  exchange[at.part][at.t][key + 8] = key + 8 < keys_left ? score.y * to_log2 : -INFINITY;
+}
 
 // A team's runs, one after another: start() before the queries are there, take() after.
 template <class S>
@@ -348,41 +459,41 @@ struct Runs {
 #pragma unroll
     for (int s = 0; s < kKeySteps; ++s) v[s].load(shared, n, s, at);
   }
-  template <bool kOneTile>
+  template <class W>
   __device__ __forceinline__ void start(const TeamShared<S>& shared, const Keys<S>& keys, const Lane<S>& at) {
     if (keys.tiles() == 0) return;
     k.load(shared, 0, at);
     load_v(shared, 0, at);
-    if (!kOneTile && keys.tiles() > 1) fetch_ahead(shared, 1, at);
+    if (W::kMost != 1 && keys.tiles() > 1) fetch_ahead(shared, 1, at);
   }
-  // pages: as for put_rows(); there if the team has more than two tiles. The first run's results go to `run`.
-  // kOneTile: the team has at most one.
-  template <bool kOneTile>
+  // pages: as for put_rows(); there if the team has more than two tiles.
+  template <class W>
   __device__ __forceinline__ void take(TeamShared<S>& shared, const RowShared<S>& row, const Keys<S>& keys,
-                                       const int32_t* pages, int run_tiles, int run, float to_log2,
-                                       const RunResults& results, const Lane<S>& at) {
+                                       const int32_t* pages, int run_tiles, float to_log2, RunResults results,
+                                       const Lane<S>& at) {
     const int n_tiles = keys.tiles();
-    const auto follows = [&](int n) { return !kOneTile && n < n_tiles; };
-    float max = -INFINITY, sum = 0;  // of head g / 2; sum over the lane's share of the keys
+    // Whether tile n, further on, exists.
+    const auto follows = [&](int n) { return W::kMost != 1 && n < n_tiles; };
+    const auto follows_next = [&](int n) { return W::kMost != 2 && follows(n); };
+    float max = -INFINITY, sum = 0;
     Sums<S> sums;
     sums.clear();
     int left_of_run = run_tiles;
     for (int n = 0; n < n_tiles; ++n) {
-      const int first = keys.begin + n * kTileKeys, key = at.keys + at.g;
+      const int first = keys.begin + n * keys.step;
       const bool more = follows(n + 1), has_newest = !more && keys.end == keys.newest + 1;
       float(&exchange)[S::kParts][kBlockHeads][kScoreStride] = shared.scores[n % 2];
       if (has_newest) k.take_newest(row, keys.newest - first, at);
       const float2 score = k.scores(row, at);
       if (more) k.load(shared, n + 1, at);
-      exchange[at.part][at.t][key] = first + key < keys.end ? score.x * to_log2 : -INFINITY;
-      exchange[at.part][at.t][key + 8] = first + key + 8 < keys.end ? score.y * to_log2 : -INFINITY;
-      if (follows(n + 2)) put_rows(shared, keys, pages, n + 2, at);
+      put_scores<S>(exchange, score, to_log2, keys.end - first, at);
+      if (follows_next(n + 2)) put_rows<1>(shared, keys, pages, n + 2, at);
       at.meet();
 
-      if (follows(n + 2)) fetch_ahead(shared, n + 2, at);
+      if (follows_next(n + 2)) fetch_ahead(shared, n + 2, at);
       const Weights<S> weights(exchange, at);
       const float new_max = fmaxf(max, weights.max());  // a tile has a key, so it is a number
-      if (!kOneTile && left_of_run < run_tiles) {
+      if (!W::kShortRuns && left_of_run < run_tiles) {
         const float shrink = exp2_fast(max - new_max);
         sum *= shrink;
         sums.scale(__shfl_sync(kAllLanes, shrink, 8 * at.t));
@@ -390,23 +501,52 @@ struct Runs {
       max = new_max;
 #pragma unroll
       for (int s = 0; s < kKeySteps; ++s) {
+        // A second piece's last tile has few keys as often as many.
+        if (W::kPair && s == kKeySteps / 2 && first + kTileKeys / 2 >= keys.end) break;
         if (has_newest) v[s].take_newest(row, keys.newest - first, s, at);
         sums.add(v[s], weights.fragment(s, max - Number<S::kFormat>::kHeadroom, sum));
       }
       if (more) load_v(shared, n + 1, at);
 
-      if (--left_of_run > 0 && more) continue;
-      sum += __shfl_xor_sync(kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(kAllLanes, sum, 2);
-      if (at.warp == 0 && at.t == 0 && at.g % 2 == 0) {
-        results.stats[run * kBlockHeads + at.g / 2] = make_float2(max, sum);
-      }
-      sums.put(results.sums + run * results.heads * S::kOutStride, results.heads, at);
-      if constexpr (kOneTile) break;
-      ++run, left_of_run = run_tiles, max = -INFINITY, sum = 0;
+      if (!W::kShortRuns && --left_of_run > 0 && more) continue;
+      results.put(max, sum, sums, at);
+      if constexpr (W::kMost == 1) break;
+      left_of_run = run_tiles, max = -INFINITY, sum = 0;
       sums.clear();
     }
   }
 };
+
+// The same for one or two tiles, a run each, that stand in shared memory one behind the other: the first is
+// there, the second may be on its way.
+template <class W, class S>
+__device__ __forceinline__ void take_staged(TeamShared<S>& shared, const RowShared<S>& row,
+                                            const Keys<S>& keys, const std::byte* staged, float to_log2,
+                                            RunResults results, const Lane<S>& at) {
+  const int n_tiles = keys.tiles();
+#pragma unroll 1
+  for (int n = 0; n < n_tiles; ++n) {
+    const std::byte* tile = staged + n * StagedTile<S>::kBytes;
+    float(&exchange)[S::kParts][kBlockHeads][kScoreStride] = shared.scores[n % 2];
+    KeyTile<S> k;
+    k.load(tile, at);
+    put_scores<S>(exchange, k.scores(row, at), to_log2, keys.end - (keys.begin + n * keys.step), at);
+    if (W::kMost > 1 && n == 0) wait_for_copies<0>();  // all of the team know when they meet
+    at.meet();
+    const Weights<S> weights(exchange, at);
+    const float max = weights.max();  // a tile has a key, so it is a number
+    float sum = 0;
+    Sums<S> sums;
+    sums.clear();
+#pragma unroll
+    for (int s = 0; s < kKeySteps; ++s) {
+      ValueStep<S> v;
+      v.load(tile, s, at);
+      sums.add(v, weights.fragment(s, max - Number<S::kFormat>::kHeadroom, sum));
+    }
+    results.put(max, sum, sums, at);
+    if constexpr (W::kMost == 1) break;
+  }
+}
 
 }  // namespace jewel::cuda::device

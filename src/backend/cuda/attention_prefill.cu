@@ -14,6 +14,8 @@
 
 #include "backend/cuda/attention_device.h"
 #include "backend/cuda/attention_prefill.h"
+#include "backend/cuda/device_values.h"
+#include "backend/cuda/prefill_mma.h"
 
 namespace jewel::cuda {
 namespace {
@@ -42,21 +44,6 @@ struct Plan {
 template <int kRowBytes>
 __device__ __forceinline__ uint32_t swizzled(int row, int piece) {
   return static_cast<uint32_t>(row * kRowBytes + ((piece ^ (row & 7)) << 4));
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-__device__ __forceinline__ void copy16(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
-               : "memory");
-}
-__device__ __forceinline__ void commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int N>
-__device__ __forceinline__ void wait_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
 __device__ __forceinline__ uint4 load_matrices(uint32_t address) {
@@ -127,7 +114,7 @@ __device__ __forceinline__ void fetch(uint32_t to, const std::byte* part, size_t
         part + (page >= 0
                     ? page * page_bytes + static_cast<size_t>(((key + row) & 15) * kRowBytes + piece * 16)
                     : 0);
-    copy16(to + (kF8 ? static_cast<uint32_t>(i * 16) : swizzled<kRowBytes>(row, piece)), from, page >= 0);
+    copy_async(to + (kF8 ? static_cast<uint32_t>(i * 16) : swizzled<kRowBytes>(row, piece)), from, page >= 0);
   }
 }
 
@@ -169,12 +156,12 @@ __global__ void __launch_bounds__(Plan<DIM, BM, BN, F>::kThreads, 1)
   const auto fetch_k = [&](int key) {
     if (key <= last)
       fetch<P, DIM, BN, P::kF8>(base + (P::kF8 ? P::kRawK : P::kK), k_part, page_bytes, pages, key, last);
-    commit();
+    copy_commit();
   };
   const auto fetch_v = [&](int key) {
     if (key <= last)
       fetch<P, DIM, BN, P::kF8>(base + (P::kF8 ? P::kRawV : P::kV), v_part, page_bytes, pages, key, last);
-    commit();
+    copy_commit();
   };
   fetch_k(begin);
   if constexpr (P::kF8) fetch_v(begin);
@@ -211,7 +198,7 @@ __global__ void __launch_bounds__(Plan<DIM, BM, BN, F>::kThreads, 1)
   const int v_row = lane & 15, v_piece = half * 32 + (lane >> 4);
 
   for (int key = begin; key <= last; key += BN) {
-    wait_copies<P::kF8 ? 1 : 0>();
+    copy_wait<P::kF8 ? 1 : 0>();
     if constexpr (P::kF8) {
       __syncthreads();  // all of the raw tile is here
       widen<P, DIM, BN>(shared + P::kK, shared + P::kRawK);
@@ -296,7 +283,7 @@ __global__ void __launch_bounds__(Plan<DIM, BM, BN, F>::kThreads, 1)
       }
     }
 
-    wait_copies<P::kF8 ? 1 : 0>();
+    copy_wait<P::kF8 ? 1 : 0>();
     if constexpr (P::kF8) {
       __syncthreads();
       widen<P, DIM, BN>(shared + P::kV, shared + P::kRawV);
