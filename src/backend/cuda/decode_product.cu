@@ -100,9 +100,11 @@ __global__ __launch_bounds__(kProductThreads) void residual_norm_kernel(
   if (!rehearse) release_next_kernel();
   fetch_norm_weights(norm, hidden, weights);
   commit_copies();
-  wait_for_copies<0>();
+  if (norm.y == nullptr) wait_for_copies<0>();
+  // The weights are waited for when all rows are asked for: a block that starts late has to wait for both.
   const auto load_y = [&](int part, float4(&y)[kNormVectors]) {
     load_row(norm.y, part * rows + row, hidden, y);
+    if (part + 1 == norm.y_parts) wait_for_copies<0>();
   };
   const auto store = [&](int column, const float4& values) {
     if (x != nullptr) store_four(x, x_order, row, column, rows, values);
@@ -220,7 +222,8 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .ahead = static_cast<const uint8_t*>(p.ahead.from),
                    .ahead_stride = p.ahead.stride,
                    .ahead_lines = p.ahead.bytes / 128,
-                   .ahead_count = p.ahead.count};
+                   .ahead_count = p.ahead.count,
+                   .keys = p.keys};
   if (p.x == nullptr) {
     args.x_order = x_order_of(p.w, p.rows, p.portable);
     const cudaError_t error =

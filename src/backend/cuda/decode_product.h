@@ -117,6 +117,17 @@ struct WeightsAhead {
   int bytes = 0, count = 0;
 };
 
+// Pages of K and V that the attention behind the product will read: of each row the first `pages` from the
+// first that its window has, as far as the row's position. What attention_types.h says of them.
+struct KeysAhead {
+  const std::byte* data = nullptr;
+  const int32_t* page_table = nullptr;
+  const int32_t* positions = nullptr;
+  const int32_t* slots = nullptr;
+  int max_pages = 0, page_bytes = 0, window = 0;
+  int pages = 0;
+};
+
 struct DecodeProduct {
   TiledWeight w;
   int rows = 0;  // 1 to kMaxDecodeRows
@@ -140,8 +151,9 @@ struct DecodeProduct {
   // which lets the kernel after it start at once.
   bool late_release = false;
   // Brought into L2 while the kernel waits for its input, where out_kind is kF32 and the device has kernels
-  // that wait; changes no result.
+  // that wait; changes no result. keys: up to 8 rows.
   WeightsAhead ahead;
+  KeysAhead keys;
   bool portable = false;  // the path of sm_80 and sm_89 even on sm_90
 };
 

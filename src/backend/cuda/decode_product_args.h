@@ -46,6 +46,7 @@ struct ProductArgs {
   int64_t ahead_stride = 0;
   int ahead_lines = 0;  // of 128 bytes, at each of ahead_count places
   int ahead_count = 0;
+  KeysAhead keys;
 };
 
 // Thread `thread` of the block's `threads` asks for its share of what is to be brought into L2.
@@ -56,6 +57,25 @@ __device__ __forceinline__ void bring_ahead(const ProductArgs& a, int thread, in
     const uint8_t* line = a.ahead + i / a.ahead_lines * a.ahead_stride + i % a.ahead_lines * 128;
     asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
   }
+}
+
+// The same for pages of K and V, one a thread.
+__device__ __forceinline__ void bring_keys([[maybe_unused]] const ProductArgs& a, [[maybe_unused]] int thread,
+                                           [[maybe_unused]] int threads) {
+#if __CUDA_ARCH__ >= 900
+  const KeysAhead& k = a.keys;
+#pragma unroll 1
+  for (int i = static_cast<int>(blockIdx.x) + static_cast<int>(gridDim.x) * thread; i < k.pages * a.rows;
+       i += static_cast<int>(gridDim.x) * threads) {
+    const int row = i / k.pages, position = k.positions[row], slot = k.slots[row];
+    const int first = k.window > 0 ? max(0, position - k.window + 1) : 0;
+    const int page = (first >> 4) + i % k.pages;
+    if (position < 0 || page > position >> 4) continue;
+    const int at = k.page_table[int64_t{slot} * k.max_pages + page];
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(k.data + int64_t{at} * k.page_bytes),
+                 "r"(k.page_bytes));
+  }
+#endif
 }
 
 constexpr int kRedPitch = 20;  // floats from one activation row to the next: stores without bank conflicts

@@ -109,7 +109,10 @@ __global__ __launch_bounds__(kProductThreads, 2) void few_rows_kernel(const __gr
   // and the end of the kernel ahead.
 #pragma unroll
   for (int i = 0; i < kSlots; ++i) copy_next(i * K::kGroupBytes);
-  if (kBulk && kOut == DecodeOut::kF32 && warp > 0) bring_ahead(a, tid - 32, kProductThreads - 32);
+  if (kBulk && kOut == DecodeOut::kF32 && warp > 0) {
+    bring_keys(a, tid - 32, kProductThreads - 32);
+    bring_ahead(a, tid - 32, kProductThreads - 32);
+  }
   wait_for_last_kernel();
 
   // The input, in slot order in shared memory.

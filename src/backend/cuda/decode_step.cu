@@ -21,13 +21,17 @@ class Chain {
   // next_norm, next: what stands in front of the product after the layer, and its weights; null and n = 0
   // where there is none.
   void layer(const DecodeLayer& l, const float* ple, const float* next_norm, const TiledWeight& next) {
-    normed(l.qkv, l.input_norm, DecodeOut::kF32, b_.qkv, nullptr, XOrder::kSlots, 1, ahead_of(l.gate_up));
+    normed({.w = l.qkv, .out = b_.qkv, .ahead = ahead_of(l.gate_up), .keys = keys_of(l)}, l.input_norm);
     attend(l);
     const int width = l.attention.n_heads * l.attention.head_dim;
     plain(l.o, b_.attended, b_.y, width, true);
     owe(l.o, l.post_attention_norm, 1);
-    normed(l.gate_up, l.pre_feedforward_norm, DecodeOut::kGatedUp, b_.wide, nullptr, order_for(l.down),
-           1 / l.down.x_scale);
+    normed({.w = l.gate_up,
+            .out_kind = DecodeOut::kGatedUp,
+            .out = b_.wide,
+            .out_order = order_for(l.down),
+            .out_scale = 1 / l.down.x_scale},
+           l.pre_feedforward_norm);
     plain(l.down, b_.wide, b_.y, l.gate_up.n / 2);
     if (l.ple_gate.n == 0) {
       owe(l.down, l.post_feedforward_norm, l.layer_scalar);
@@ -38,12 +42,12 @@ class Chain {
       ple_block(l, ple, next_norm, next);
       return;
     }
-    normed(l.ple_gate, nullptr, DecodeOut::kGatedPle, b_.ple_mid, ple);
+    normed({.w = l.ple_gate, .out_kind = DecodeOut::kGatedPle, .out = b_.ple_mid, .ple = ple}, nullptr);
     plain(l.ple_up, b_.ple_mid, b_.y, l.ple_gate.n);
     owe(l.ple_up, l.post_ple_norm, l.layer_scalar);
   }
 
-  void head() { normed(s_.head, s_.final_norm, DecodeOut::kLogits, s_.logits); }
+  void head() { normed({.w = s_.head, .out_kind = DecodeOut::kLogits, .out = s_.logits}, s_.final_norm); }
 
   // The residual stream with nothing owed to it.
   float* settle() {
@@ -114,27 +118,37 @@ class Chain {
     return {from + int64_t{asked} * tile, tile, tile, std::clamp(tiles - asked, 0, kFewRowsBytes / tile)};
   }
 
+  // With few rows memory has time for these too; with more the product's input would stand behind them.
+  KeysAhead keys_of(const DecodeLayer& l) const {
+    constexpr int64_t kMostBytes = 20 << 20;
+    const int window = l.attention.window;
+    const int keys = window > 0 ? std::min(window, s_.max_context) : s_.max_context;
+    const int pages = keys / 16 + 1, bytes = static_cast<int>(kv_page_bytes(l.attention, l.kv.format));
+    if (s_.portable || s_.rows.n > 8 || int64_t{s_.rows.n} * pages * bytes > kMostBytes) return {};
+    return {.data = l.kv.data,
+            .page_table = l.kv.page_table,
+            .positions = s_.rows.positions,
+            .slots = s_.rows.slots,
+            .max_pages = l.kv.max_pages,
+            .page_bytes = bytes,
+            .window = window,
+            .pages = pages};
+  }
+
   XOrder order_for(const TiledWeight& w) const { return x_order_of(w, s_.rows.n, s_.portable); }
 
-  void normed(const TiledWeight& w, const float* norm, DecodeOut kind, void* out, const float* ple = nullptr,
-              XOrder out_order = XOrder::kSlots, float out_scale = 1, const WeightsAhead& ahead = {}) {
+  // The product p of what `norm` makes of the residual stream.
+  void normed(DecodeProduct p, const float* norm) {
     pending_.pre_norm = norm;
-    keep(launch_decode_product({.w = w,
-                                .rows = s_.rows.n,
-                                .x = std::exchange(x_is_normed_, false) ? b_.x : nullptr,
-                                .x_order = order_for(w),
-                                .norm = pending_,
-                                .x_scratch = b_.x,
-                                .out_kind = kind,
-                                .out = out,
-                                .out_order = out_order,
-                                .out_scale = out_scale,
-                                .ple = ple,
-                                .ple_stride = s_.per_layer_stride,
-                                .cap = s_.softcap,
-                                .ahead = ahead,
-                                .portable = s_.portable},
-                               stream_));
+    p.rows = s_.rows.n;
+    p.x = std::exchange(x_is_normed_, false) ? b_.x : nullptr;
+    p.x_order = order_for(p.w);
+    p.norm = pending_;
+    p.x_scratch = b_.x;
+    p.ple_stride = s_.per_layer_stride;
+    p.cap = s_.softcap;
+    p.portable = s_.portable;
+    keep(launch_decode_product(p, stream_));
     if (pending_.y != nullptr) paid();
   }
 
