@@ -29,8 +29,9 @@ template <int kColumns_, int kRun_>
 struct Spread {
   static constexpr int kColumns = kColumns_, kRun = kRun_;
   static constexpr int kPairs = kRun / kPair;
-  static constexpr int kSums = kColumns / 2;                            // of a lane
-  static constexpr int kHeld = std::min(kRun, kColumns > 104 ? 6 : 8);  // pieces of W in registers
+  static constexpr int kSums = kColumns / 2;  // of a lane
+  // Pieces of W in registers: all, where the sums leave room for them.
+  static constexpr int kHeld = std::min(kRun, kColumns <= 32 ? 16 : kColumns <= 104 ? 8 : 6);
   static constexpr int kStageBytes = kPair * 64 * kColumns;
   static constexpr int kStages = std::min(kPairs, (kSharedLimit - 1024) / (kGroups * kStageBytes));
   static constexpr int kSumBytes = kGroups * kGroupThreads * kSums * 4;  // where x was
@@ -80,10 +81,27 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
   int row_group = static_cast<int>(blockIdx.x) / kBlocks;
 #pragma unroll
   for (int i = 0; i < K::kHeld; ++i) load_piece(4 * row_group + warp, i);
-  Piece even, odd;
-  convert(0, even);
+  constexpr int kLanes = kGroupThreads / kBlocks;  // whose sums a block adds
+  const int who = rank * kLanes + tid % kLanes;    // of the 128, this thread's
+  // Asked for long before they are wanted.
+  const auto scales_of = [&](int of_group) {
+    const int row = min(4 * of_group + who / 32, a.row_tiles - 1) * 16 + who % 32 / 4;
+    return float2{row_scale_of(a, row), row_scale_of(a, row + 8)};
+  };
+  float2 scales = scales_of(row_group);
   __syncthreads();  // the barriers' start
   if constexpr (kOut == DecodeOut::kF32) bring_ahead(a, tid, kThreads);
+  const auto fetch_stages = [&] {
+#pragma unroll
+    for (int pair = 0; pair < K::kStages; ++pair) fetch_pair(pair);
+  };
+  if (tid % kGroupThreads == 0) {  // a block that starts late asks for x while W is on its way
+    wait_for_last_kernel();
+    fetch_stages();
+  }
+  __syncwarp();
+  Piece even, odd;
+  convert(0, even);
   wait_for_last_kernel();
   if (a.late_release) release_next_kernel();
 
@@ -92,10 +110,9 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
   for (; 4 * row_group < a.row_tiles; row_group += n_clusters) {
     const int row_tile = 4 * row_group + warp, next_tile = 4 * (row_group + n_clusters) + warp;
     const bool more = next_tile < a.row_tiles;
-    if (tid % kGroupThreads == 0) {
-      if (filled > 0) asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // sums were here
-#pragma unroll
-      for (int pair = 0; pair < K::kStages; ++pair) fetch_pair(pair);
+    if (filled > 0 && tid % kGroupThreads == 0) {
+      asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // sums were here
+      fetch_stages();
     }
     float acc[K::kSums] = {};
     const auto multiply = [&](Piece& w, uint32_t from, bool keep) {
@@ -150,14 +167,14 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
     }
     cluster_arrive_shared();
     cluster_wait();
-    constexpr int kLanes = kGroupThreads / kBlocks;  // whose sums a block adds
+    static_assert(kThreads % kLanes == 0);
     uint32_t from[kBlocks];
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) from[b] = address_in(shared, b);
     // Two pairs of a lane: W's rows g and g + 8, for two rows of the step.
 #pragma unroll 1
     for (int at = tid; at < kSumPairs / 2 * kLanes; at += kThreads) {
-      const int who = rank * kLanes + at % kLanes, i = at / kLanes * 2;  // of the 128, first pair
+      const int i = at / kLanes * 2;  // the first pair
       float2 sum[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -174,10 +191,9 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
         }
       }
       const int tile = 4 * row_group + who / 32, g = who % 32 / 4, row = i / 2 * 8 + who % 4 * 2;
-      const float scales[2] = {row_scale_of(a, tile * 16 + g), row_scale_of(a, tile * 16 + g + 8)};
       const auto finish = [&](int of_step, float low, float high) {
         if (of_step >= a.rows) return;
-        low = __fmul_rn(low, scales[0]), high = __fmul_rn(high, scales[1]);
+        low = __fmul_rn(low, scales.x), high = __fmul_rn(high, scales.y);
         if constexpr (kOut == DecodeOut::kGatedUp) {
           store_gated(a, of_step, tile * 8 + g, low, high);
         } else {
@@ -188,6 +204,7 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
       finish(row, sum[0].x, sum[1].x);
       finish(row + 1, sum[0].y, sum[1].y);
     }
+    scales = scales_of(row_group + n_clusters);
     if (more) convert(0, even);
     cluster_arrive_relaxed();  // nobody leaves, or brings x again, while its sums are being read
     cluster_wait();

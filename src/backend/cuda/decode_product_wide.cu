@@ -90,10 +90,9 @@ __device__ __forceinline__ void fill_stages(const ProductArgs& a, int split, uin
 // The finished sums of a lane, sum(0) and on: of W's rows g and g + 8, for the step's rows 2 t, 2 t + 1,
 // 8 + 2 t and so on.
 template <class K, DecodeOut kOut, class Sum>
-__device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int row_tile, int lane,
-                                            const Sum& sum) {
+__device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int row_tile, float2 scales,
+                                            int lane, const Sum& sum) {
   const int g = lane / 4, first = lane % 4 * 2;
-  const float scales[2] = {row_scale_of(a, row_tile * 16 + g), row_scale_of(a, row_tile * 16 + g + 8)};
   const int width = kOut == DecodeOut::kGatedUp ? a.n / 2 : a.n;
   const int64_t row_stride = kOut != DecodeOut::kGatedUp       ? a.n
                              : is_wide(a.out_order)            ? 8
@@ -103,8 +102,8 @@ __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int
 #pragma unroll
     for (int i = 0; i < K::kSums / 2; ++i) {
       const int on = i / 2 * 8 + i % 2;
-      store(first + on < a.rows, on * row_stride, __fmul_rn(sum(i / 2 * 4 + i % 2), scales[0]),
-            __fmul_rn(sum(i / 2 * 4 + 2 + i % 2), scales[1]));
+      store(first + on < a.rows, on * row_stride, __fmul_rn(sum(i / 2 * 4 + i % 2), scales.x),
+            __fmul_rn(sum(i / 2 * 4 + 2 + i % 2), scales.y));
     }
   };
   if constexpr (kOut == DecodeOut::kGatedUp) {
@@ -215,9 +214,9 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
   // A piece is multiplied while the next is converted. ptxas runs one wgmma at a time where registers of a
   // wgmma in flight are copied (C7513), so the two pieces have their registers for good.
   Piece even, odd;
+  __syncthreads();  // the barriers' start: a block that starts late asks for x while W is on its way
   fetch_pair(0);
   convert(raw[0], even);
-  __syncthreads();         // the barriers' start
   wait_for_last_kernel();  // the epilogue writes what kernels ahead may still read
 
   const uint32_t column_bytes = 16 * wide_rows(a.rows);  // from 8 columns to the next 8
@@ -263,6 +262,12 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
     release_stage(K::kPairs - 1);
   };
 
+  // Asked for long before they are wanted.
+  const auto scales_of = [&](int row_tile) {
+    const int row = min(row_tile, a.row_tiles - 1) * 16 + lane / 4;
+    return float2{row_scale_of(a, row), row_scale_of(a, row + 8)};
+  };
+  float2 scales = scales_of(first_tile);
   float stay[K::kSumsStay ? K::kSums : 1];
   float* mine = reinterpret_cast<float*>(shared + K::kRingBytes + K::kXBytes) +
                 tile_group * kGroupThreads * K::kSums + tid % kGroupThreads;
@@ -291,11 +296,12 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
     if (run_group + 1 < K::kRunGroups) continue;
     const int row_tile = first_tile + iteration * tile_stride;
     if (row_tile < a.row_tiles) {
-      finish_sums<K, kOut>(a, split, row_tile, lane, [&](int i) {
+      finish_sums<K, kOut>(a, split, row_tile, scales, lane, [&](int i) {
         if constexpr (K::kSumsStay) return stay[i];
         return mine[i * kGroupThreads];
       });
     }
+    scales = scales_of(row_tile + tile_stride);
     // The next tile's first run may have the sums' place.
     if (K::kRunGroups > 1 && iteration + 1 < n_iterations) {
       __syncwarp();
@@ -389,7 +395,7 @@ bool takes_wide_rows(const TiledWeight& w, int rows) {
   // fewer rows, the more tiles it takes for this kernel's start and end not to matter.
   const int row_tiles = w.n / 16 * splits;
   const bool bytes = w.format != TileFormat::kBF16;
-  const int wanted = (rows > 32 || (rows > 16 && bytes) ? 4 : rows > 16 || bytes ? 8 : 32) * sms;
+  const int wanted = (rows > 32 || (rows > 16 && (bytes || splits == 1)) ? 4 : bytes ? 8 : 32) * sms;
   return product_device().wgmma && rows > 8 && rows <= kMaxDecodeRows && row_tiles > wanted &&
          pieces % (splits * kRuns * kPair) == 0 && with_pairs(pieces, splits, []<int kPairs>() {});
 }
