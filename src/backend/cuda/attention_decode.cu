@@ -427,7 +427,8 @@ WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
           .stats = pieces * kMaxRanks * sizeof(float2)};
 }
 
-// Whether blocks take their runs of two pieces: keys end in a second piece, and one block has it to do.
+// Whether blocks take their runs of two pieces: on an H200 faster at 8 rows, even at four and slower at one
+// and at 16.
 bool takes_pair(const DecodeAttention& p, int pieces) {
   return pieces == 2 && p.max_context <= 1024 && p.rows.n > 4 && p.rows.n <= 8;
 }
@@ -463,8 +464,8 @@ KernelChoice kernel_of() {
   return {decode_attention_kernel<S, kClusters, W>, kStagedBytes<S, W>};
 }
 
-// Which kernel, by what was fastest on an H200 in the decode chain. tiles: of a team of each piece; 0 where
-// runs are longer than a tile.
+// Which kernel, by what was fastest on an H200 in the decode chain: staged tiles were slower at four rows,
+// two a team at 48. tiles: of a team of each piece; 0 where runs are longer than a tile.
 template <class S>
 KernelChoice kernel_for(int rows, int tiles, int pieces, bool has_pair) {
   constexpr bool kTwoFit = S::kTeams * 2 * StagedTile<S>::kBytes <= 128 * 1024;
