@@ -167,6 +167,58 @@ bool same(const Bits& a, const Bits& b, size_t a_from, size_t b_from, size_t n) 
   return std::memcmp(a.data() + a_from, b.data() + b_from, n * 2) == 0;
 }
 
+// Rows of up to 1,024 keys among others, up to so many that other kernels have them; what lies in a page
+// behind a row's position is not a number. alone: [contexts, width].
+void check_among(const DecodeCase& c, AttentionDesign design, const Bits& alone, const std::string& what) {
+  const size_t width = static_cast<size_t>(c.shape.n_heads * c.shape.head_dim),
+               stride = static_cast<size_t>(c.stride);
+  const size_t page_bytes = kv_page_bytes(c.shape, c.format);
+  const size_t row_bytes = static_cast<size_t>(c.shape.head_dim) * kv_element_bytes(c.format);
+  DeviceArray<std::byte> pool(c.pool.n);
+  CUDA(cudaMemcpy(pool.data, c.pool.data, c.pool.n, cudaMemcpyDeviceToDevice));
+  std::vector<size_t> sources;
+  for (size_t row = 0; row < c.contexts.size(); ++row) {
+    if (c.contexts[row] > 1024) continue;
+    sources.push_back(row);
+    const auto position = static_cast<size_t>(c.contexts[row] - 1);
+    const int page = c.pages.table[row * static_cast<size_t>(c.pages.max_pages) + position / 16];
+    for (size_t head = 0; head < static_cast<size_t>(2 * c.shape.n_kv_heads); ++head) {  // of K, then of V
+      const size_t next = head * 16 + position % 16 + 1;
+      CUDA(cudaMemset(pool.data + static_cast<size_t>(page) * page_bytes + next * row_bytes, 0xff,
+                      (head * 16 + 16 - next) * row_bytes));
+    }
+  }
+  for (const size_t rows : {size_t{8}, size_t{24}, size_t{64}}) {
+    std::vector<int32_t> positions, slots;
+    DeviceArray<float> qkv(rows * stride);
+    for (size_t row = 0; row < rows; ++row) {
+      const size_t source = sources[row % sources.size()];
+      positions.push_back(c.contexts[source] - 1), slots.push_back(static_cast<int32_t>(source));
+      CUDA(cudaMemcpy(qkv.data + row * stride, c.qkv.data + source * stride, stride * sizeof(float),
+                      cudaMemcpyDeviceToDevice));
+    }
+    DeviceArray<int32_t> positions_d(positions), slots_d(slots);
+    const int n = static_cast<int>(rows);
+    DeviceArray<std::byte> workspace(decode_attention_workspace(c.shape, n, design));
+    workspace.fill_bytes(0);
+    DeviceArray<__nv_bfloat16> out(rows * width);
+    out.fill_bytes(0xff);
+    DecodeAttention p = c.launch(out.data, workspace.data, n);
+    p.kv.data = pool.data;
+    p.rows = {.positions = positions_d.data, .slots = slots_d.data, .n = n};
+    p.qkv = qkv.data;
+    p.max_context = 1024;
+    CUDA(launch_decode_attention(p, design, nullptr));
+    const Bits got = out.host();
+    for (size_t row = 0; row < rows; ++row) {
+      const size_t source = sources[row % sources.size()];
+      expect(
+          same(got, alone, row * width, source * width, width),
+          what + ": among " + std::to_string(rows) + " rows, context " + std::to_string(c.contexts[source]));
+    }
+  }
+}
+
 void check_decode(const ModelCase& model, KvFormat format, AttentionDesign design) {
   const std::string what = std::string("decode ") + model.name + " " + name(format) + " " + name(design);
   const std::vector<int> contexts = small
@@ -208,6 +260,7 @@ void check_decode(const ModelCase& model, KvFormat format, AttentionDesign desig
     CUDA(launch_decode_attention(p, design, nullptr));
     expect(same(out.host(), batch, 0, 0, batch.size()), what + ": not the same when repeated");
   }
+  check_among(c, design, batch, what);
   // Layers that borrow K and V, and rows prepared by qkv_post, read the newest position from its page.
   {
     DecodeAttention borrowed = p;

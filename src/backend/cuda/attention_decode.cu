@@ -11,6 +11,7 @@
 // FLOPs hardly matter (E4B, 512 keys: 8 MFLOP a layer); bytes of K and V, the length of this chain at batch 1
 // and the number of instructions at large batches do.
 #include <algorithm>
+#include <bit>
 
 #include "backend/cuda/attention_decode.h"
 #include "backend/cuda/attention_decode_runs.h"
@@ -284,9 +285,11 @@ __host__ __device__ __forceinline__ int team_pages(int slots, int run_keys) {
   return slots / S::kTeams * run_keys / 16 + 2;
 }
 
-// Shared memory of a block's tiles.
+// Shared memory of a tile, and of a block's tiles.
 template <class S, class W>
-constexpr size_t kStagedBytes = W::kStaged ? size_t{S::kTeams} * W::kMost * StagedTile<S>::kBytes : 0;
+constexpr int kStagedTileBytes = W::kRing ? RingTile<S>::kBytes : StagedTile<S>::kBytes;
+template <class S, class W>
+constexpr size_t kStagedBytes = W::kStaged ? size_t{S::kTeams} * W::kPlaces * kStagedTileBytes<S, W> : 0;
 
 template <class S, bool kClusters, class W>
 __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 : 1)
@@ -338,14 +341,23 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
   const bool has_newest = newest_from_first >= 0 && newest_from_first < slots * cut.run_keys;
   const int newest_page = has_newest ? table[position >> 4] : 0;
   TeamShared<S>& mine = shared.teams[at.team];
-  std::byte* staged = dynamic + at.team * W::kMost * StagedTile<S>::kBytes;
+  std::byte* staged = dynamic + at.team * W::kPlaces * kStagedTileBytes<S, W>;
   auto* pages = reinterpret_cast<int32_t*>(results + slots * unit.heads * S::kOutStride) +
                 at.team * team_pages<S>(slots, cut.run_keys);
   const int32_t* pages_there = table + (begin >> 4);
-  if constexpr (W::kStaged) {
+  [[maybe_unused]] RingShared* ring = nullptr;
+  if constexpr (W::kRing) ring = ring_shared<S>() + at.team;
+  const RingTiles ring_tiles(begin, slots_log2 - (S::kTeams - 1), kPieceKeys, position + 1);
+  const RingPages ring_pages = W::kRing ? RingPages(ring_tiles, table, position, at.lane) : RingPages();
+  if constexpr (W::kRing) {
+    start_ring(*ring, keys, ring_tiles, ring_pages, staged, at);
+  } else if constexpr (W::kStaged) {
 #pragma unroll
     for (int n = 0; n < W::kMost; ++n) {
-      if (n < n_tiles) stage_tile(staged + n * StagedTile<S>::kBytes, keys, pages_there, n, at);
+      const int from = begin + n * keys.step;
+      if (n < n_tiles) {
+        stage_tile(staged + n * StagedTile<S>::kBytes, keys, table + (from >> 4), from, at);
+      }
       commit_copies();
     }
   } else {
@@ -369,7 +381,7 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
 
   std::byte* newest_row = has_newest ? keys.row(position, newest_page) : nullptr;
   const auto newest_place = [&](bool is_v, int byte) {
-    if constexpr (W::kStaged) {
+    if constexpr (W::kStaged && !W::kRing) {
       const int tile = newest_from_first / kTileKeys, row = newest_from_first % kTileKeys;
       static_assert(!W::kPair);
       return dynamic + tile * StagedTile<S>::kBytes +
@@ -386,7 +398,7 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
   if (block_begin <= position) {
     prepare_rows(p, layout, shared, unit, preparation, makes_newest, newest_row, keys.v_offset, newest_place);
   }
-  if constexpr (W::kStaged) wait_for_copies<W::kMost - 1>();
+  if constexpr (W::kStaged && !W::kRing) wait_for_copies<W::kPlaces - 1>();
   __syncthreads();
   if constexpr (W::kLate) release_next_kernel();
 
@@ -396,7 +408,9 @@ __global__ void __launch_bounds__(kThreads, S::kFormat == KvFormat::kF8E4M3 ? 2 
                          .heads = unit.heads,
                          .run = at.team * team_slots,
                          .run_step = W::kPair ? slots : 1};
-  if constexpr (W::kStaged) {
+  if constexpr (W::kRing) {
+    take_ring(mine, *ring, shared.row, keys, ring_tiles, ring_pages, staged, to_log2, to, slots, at);
+  } else if constexpr (W::kStaged) {
     take_staged<W>(mine, shared.row, keys, staged, to_log2, to, at);
   } else {
     runs.template take<W>(mine, shared.row, keys, pages, cut.run_keys / kTileKeys, to_log2, to, at);
@@ -427,27 +441,38 @@ WorkspaceBytes workspace_bytes(const AttentionShape& shape, int max_rows) {
           .stats = pieces * kMaxRanks * sizeof(float2)};
 }
 
-// Whether blocks take their runs of two pieces: on an H200 faster at 8 rows, even at four and slower at one
-// and at 16.
-bool takes_pair(const DecodeAttention& p, int pieces) {
-  return pieces == 2 && p.max_context <= 1024 && p.rows.n > 4 && p.rows.n <= 8;
+// Whether a block has room for two tiles of each team.
+template <class S>
+constexpr bool kTwoTilesFit = S::kTeams * 2 * StagedTile<S>::kBytes <= 128 * 1024;
+
+// How many of a piece's runs a block takes of both pieces, where blocks take two; else 0. By what was fastest
+// on an H200 in the decode chain: a run a team at 5 to 8 rows (even at 4, slower at 1 and 16); four, in a
+// ring, where such blocks fill the multiprocessors once or twice (24, 32 and 64 rows of E4B; even at 16,
+// slower at 48).
+template <class S>
+int pair_slots(const DecodeAttention& p, int pieces, int units) {
+  constexpr int kRingSlots = 4;
+  if (pieces != 2 || p.max_context > 1024 || p.rows.n <= 4) return 0;
+  if (p.rows.n <= 8) return S::kTeams;
+  const int sms = product_device().sms, blocks = units * kMaxRanks / kRingSlots;
+  const bool fill = (blocks > sms / 2 && blocks <= sms) || (blocks > sms * 15 / 8 && blocks <= 2 * sms);
+  return kTwoTilesFit<S> && p.shape.window == 0 && fill ? kRingSlots : 0;
 }
 
 // log2 of the runs a block takes, by what was fastest on an H200 in the decode chain: at 512 keys E4B's
 // layers want 2 (a run a team) up to batch 24, 4 up to 64, 8 above. Layers that see everything may have seven
 // more pieces to fill the card with.
 template <class S>
-int slots_log2_for(const DecodeAttention& p, bool clusters, bool has_pair) {
+int slots_log2_for(const DecodeAttention& p, bool clusters, int units) {
   constexpr int kLeast = S::kTeams == 2 ? 1 : 0;
   if (!clusters) return kLeast;
   int most = 3, wanted = 0;
   if (p.runs_a_block > 0) {
     while (2 << wanted <= p.runs_a_block) ++wanted;
   } else {
-    int units = p.rows.n * p.shape.n_kv_heads * query_parts(p.shape.n_heads / p.shape.n_kv_heads);
     if (p.shape.window == 0 && p.max_context > 1024) units += units / 2, most = 2;
     // A second piece doubles the blocks, and up to 1,024 keys most of its blocks have none.
-    const bool two_pieces = !has_pair && p.shape.window == 0 && p.max_context > 512 && p.max_context <= 1024;
+    const bool two_pieces = p.shape.window == 0 && p.max_context > 512 && p.max_context <= 1024;
     if (two_pieces && units >= 16 && units <= 48) units *= 2;
     wanted = units <= 16 ? 0 : units <= 48 ? 1 : units <= 130 ? 2 : 3;
   }
@@ -467,15 +492,17 @@ KernelChoice kernel_of() {
 // Which kernel, by what was fastest on an H200 in the decode chain: staged tiles were slower at four rows,
 // two a team at 48. tiles: of a team of each piece; 0 where runs are longer than a tile.
 template <class S>
-KernelChoice kernel_for(int rows, int tiles, int pieces, bool has_pair) {
-  constexpr bool kTwoFit = S::kTeams * 2 * StagedTile<S>::kBytes <= 128 * 1024;
-  if (has_pair) return kernel_of<S, true, Work<1, 2>>();
+KernelChoice kernel_for(int rows, int tiles, int pieces, bool pair) {
+  if constexpr (kTwoTilesFit<S>) {
+    if (pair && tiles > 1) return kernel_of<S, true, Work<kSeveral, 2, true, true>>();
+  }
+  if (pair) return kernel_of<S, true, Work<1, 2>>();
   // o_proj's weights would stand in the way of what attention reads. With fewer rows or more pieces there is
   // time for both, and with more rows o_proj has to start at once.
   const bool late = rows >= 8 && rows <= 32;
   if (pieces == 1) {
     if (late && tiles == 1) return kernel_of<S, true, Work<1, 1, true, true>>();
-    if constexpr (kTwoFit) {
+    if constexpr (kTwoTilesFit<S>) {
       if (late && tiles == 2) return kernel_of<S, true, Work<2, 1, true, true>>();
     }
     if (late) return kernel_of<S, true, Work<kSeveral, 1, false, true>>();
@@ -497,25 +524,27 @@ cudaError_t launch(const DecodeAttention& p, cudaStream_t stream) {
                                .sums = reinterpret_cast<float*>(bytes + sizes.counters),
                                .stats = reinterpret_cast<float2*>(bytes + sizes.counters + sizes.sums)};
   const int pieces = most_pieces<kRanks, kMaxPieces>(keys);
-  const bool may_pair = kClusters && takes_pair(p, pieces);
-  const int slots_log2 = slots_log2_for<S>(p, kClusters, may_pair), slots = 1 << slots_log2,
-            blocks = kRanks >> slots_log2;
-  const bool has_pair = may_pair && slots == S::kTeams;
   const int group = p.shape.n_heads / p.shape.n_kv_heads, parts = query_parts(group);
+  const int units = p.rows.n * p.shape.n_kv_heads * parts;
+  const int of_both = kClusters && p.runs_a_block == 0 ? pair_slots<S>(p, pieces, units) : 0;
+  const bool pair = of_both > 0;
+  const int slots_log2 =
+      pair ? std::bit_width(static_cast<unsigned>(of_both)) - 1 : slots_log2_for<S>(p, kClusters, units);
+  const int slots = 1 << slots_log2, blocks = kRanks >> slots_log2;
   const int run_keys = cut_keys<kRanks, kMaxPieces>(keys).run_keys;
   const int page_entries = S::kTeams * team_pages<S>(slots, run_keys);
   KernelChoice choice{};
   if constexpr (kClusters) {
     const int tiles = run_keys == kTileKeys ? slots / S::kTeams : 0;
-    choice = kernel_for<S>(p.rows.n, tiles, pieces, has_pair);
+    choice = kernel_for<S>(p.rows.n, tiles, pieces, pair);
   } else {
     choice = kernel_of<S, false, Work<kAny, kAny>>();
   }
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>((has_pair ? 1 : pieces) * blocks),
+  config.gridDim = dim3(static_cast<unsigned>((pair ? 1 : pieces) * blocks),
                         static_cast<unsigned>(p.shape.n_kv_heads * parts), static_cast<unsigned>(p.rows.n));
   config.blockDim = dim3(kThreads);
-  const int held = has_pair ? 2 * slots : slots;  // runs whose results a block has
+  const int held = pair ? 2 * slots : slots;  // runs whose results a block has
   config.dynamicSmemBytes = static_cast<size_t>(held * (group / parts) * S::kOutStride) * sizeof(float) +
                             static_cast<size_t>(page_entries) * sizeof(int32_t) + choice.staged_bytes;
   config.stream = stream;

@@ -2,8 +2,8 @@
 // scores. Include from .cu files only.
 //
 // A run is worked on by a team of head_dim / 64 warps, tiles of 64 keys. K and V come straight from memory to
-// registers, the next tile's as soon as a tile's registers are free (Runs), or, where a team has one or two
-// tiles and a multiprocessor room for them, all of them by way of shared memory (take_staged). A team meets
+// registers, the next tile's as soon as a tile's registers are free (Runs), or by way of shared memory: all
+// of them at once where a team has one or two tiles (take_staged), else in turn (take_ring). A team meets
 // once a tile, at its own barrier. Keys and columns of V are the 16 rows of m16n8k16, the queries its 8
 // columns: head h's upper part is column 2 h, its lower part 2 h + 1, and the two sums are added afterwards.
 //   scores   a warp takes 16 keys and 256 values of the head; through shared memory to the whole team
@@ -171,20 +171,21 @@ struct StagedTile {
   }
 };
 
-// Brings tile n on its way: the caller commits. Rows from keys.end on are zeros, and that of keys.newest is
-// left to whoever has it. pages: as for put_rows().
+// Brings the tile of the keys from `first` on on its way: the caller commits. Rows from keys.end on are
+// zeros, and that of keys.newest is left to whoever has it. pages[i] is the page of keys [16 i, 16 i + 16)
+// from first's page on.
 template <class S>
-__device__ __forceinline__ void stage_tile(std::byte* tile, const Keys<S>& keys, const int32_t* pages, int n,
-                                           const Lane<S>& at) {
+__device__ __forceinline__ void stage_tile(std::byte* tile, const Keys<S>& keys, const int32_t* pages,
+                                           int first, const Lane<S>& at) {
   constexpr int kRows = S::kTeamThreads / StagedTile<S>::kChunks, kPasses = kTileKeys / kRows;
   const int byte = at.team_thread % StagedTile<S>::kChunks * 16;
-  const int first_row = at.team_thread / StagedTile<S>::kChunks, first = keys.begin + n * keys.step;
+  const int first_row = at.team_thread / StagedTile<S>::kChunks;
   const uint32_t to = shared_address(tile);
   int page[kPasses];
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) {
     const int key = first + i * kRows + first_row;
-    page[i] = key < keys.end ? pages[(key >> 4) - (keys.begin >> 4)] : 0;
+    page[i] = key < keys.end ? pages[(key >> 4) - (first >> 4)] : 0;
   }
 #pragma unroll
   for (int i = 0; i < kPasses; ++i) {
@@ -228,13 +229,14 @@ struct KeyTile {
       for (int c = 0; c < kLoads; ++c) x[r][c] = load_streaming(from + 64 * c);
     }
   }
+  template <class Tile = StagedTile<S>>
   __device__ __forceinline__ void load(const std::byte* staged, const Lane<S>& at) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
       for (int c = 0; c < kLoads; ++c) {
         x[r][c] = *reinterpret_cast<const uint4*>(
-            staged + StagedTile<S>::k_place(at.keys + at.g + 8 * r, first_byte(at) + 64 * c));
+            staged + Tile::k_place(at.keys + at.g + 8 * r, first_byte(at) + 64 * c));
       }
     }
   }
@@ -339,12 +341,22 @@ struct ValueStep {
       }
     }
   }
+  template <class Tile = StagedTile<S>>
   __device__ __forceinline__ void load(const std::byte* staged, int step, const Lane<S>& at) {
     using Words = std::conditional_t<kWords == 2, uint2, uint4>;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       set(i, *reinterpret_cast<const Words*>(
-                 staged + StagedTile<S>::v_place(16 * step + 4 * at.t + i, first_column(at) * S::kElement)));
+                 staged + Tile::v_place(16 * step + 4 * at.t + i, first_column(at) * S::kElement)));
+    }
+  }
+  // Zeros for keys of the tile from `end` on.
+  __device__ __forceinline__ void clear_from(int end, int step, const Lane<S>& at) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (16 * step + 4 * at.t + i < end) continue;
+#pragma unroll
+      for (int w = 0; w < kWords; ++w) x[i][w] = 0;
     }
   }
   __device__ __forceinline__ void take_newest(const RowShared<S>& shared, int newest, int step,
@@ -408,7 +420,7 @@ struct Sums {
 //   tiles    that a team has of a piece, a run each: 1, 2 or kSeveral; kAny: runs of any length
 //   pieces   1: the keys are one piece. 2: they are one or two, and a block takes its runs of both. kAny: a
 //            block takes those of one piece, and the workspace has what the pieces found
-//   staged   tiles come by way of shared memory
+//   staged   tiles come by way of shared memory: of kSeveral in a ring of two places
 //   late     the next kernel may start only when the queries are prepared
 constexpr int kAny = 0, kSeveral = -1;
 template <int tiles, int pieces, bool staged = false, bool late = false>
@@ -418,6 +430,8 @@ struct Work {
   static constexpr bool kShortRuns = tiles != kAny;
   static constexpr bool kPair = pieces == 2;
   static constexpr int kMost = tiles > 0 ? tiles*(kPair ? 2 : 1) : 0;  // tiles of a team; 0: not known
+  static constexpr bool kRing = staged && tiles == kSeveral;
+  static constexpr int kPlaces = kRing ? 2 : kMost;  // for the staged tiles of a team
 };
 
 // Where runs' results go.
@@ -546,6 +560,167 @@ __device__ __forceinline__ void take_staged(TeamShared<S>& shared, const RowShar
     }
     results.put(max, sum, sums, at);
     if constexpr (W::kMost == 1) break;
+  }
+}
+
+// --- a ring of tiles ---
+
+// mbarriers that count what bulk copies have brought to a team's two places.
+struct RingShared {
+  alignas(8) uint64_t keys_there[2], values_there[2];
+};
+// Of a block's teams.
+template <class S>
+__device__ __forceinline__ RingShared* ring_shared() {
+  __shared__ RingShared rings[S::kTeams];
+  return rings;
+}
+
+// K of 64 keys, then V, as bulk copies bring them: K by rows, V by four rows, so placed that what a warp
+// reads at once lies in different banks.
+template <class S>
+struct RingTile {
+  static constexpr int kKeyBytes = kTileKeys * (S::kRowBytes + 64);
+  static constexpr int kBytes = kKeyBytes + kTileKeys * S::kRowBytes + kTileKeys / 4 * 32;
+  __device__ __forceinline__ static int k_place(int row, int byte) {
+    return row * (S::kRowBytes + 64) + byte;
+  }
+  __device__ __forceinline__ static int v_place(int row, int byte) {
+    return kKeyBytes + row * S::kRowBytes + (row >> 2) * 32 + byte;
+  }
+};
+
+// Which tiles a team has of a pair of pieces: its runs of the first, then the same runs of the second.
+struct RingTiles {
+  int begin;      // its first key
+  int runs_log2;  // of a piece
+  int piece_keys;
+  int n;
+
+  // end: from this key on there are none.
+  __device__ __forceinline__ RingTiles(int begin, int runs_log2, int piece_keys, int end)
+      : begin(begin), runs_log2(runs_log2), piece_keys(piece_keys), n(runs(end)) {
+    if (n == 1 << runs_log2) n += runs(end - piece_keys);
+  }
+  __device__ __forceinline__ int first_key(int tile) const {
+    return begin + piece(tile) * piece_keys + in_piece(tile) * kTileKeys;
+  }
+  __device__ __forceinline__ int piece(int tile) const { return tile >> runs_log2; }
+  __device__ __forceinline__ int in_piece(int tile) const { return tile & ((1 << runs_log2) - 1); }
+
+ private:
+  __device__ __forceinline__ int runs(int end) const {
+    return min(max(end - begin + kTileKeys - 1, 0) / kTileKeys, 1 << runs_log2);
+  }
+};
+
+// The lane's of the 32 pages of a ring's eight tiles.
+struct RingPages {
+  int32_t page = 0;
+  RingPages() = default;
+  __device__ __forceinline__ RingPages(const RingTiles& tiles, const int32_t* table, int position, int lane) {
+    const int tile = lane / 4;
+    if (tile >= tiles.n) return;
+    const int i = tiles.first_key(tile) / 16 + lane % 4;
+    if (i <= position / 16) page = table[i];
+  }
+  __device__ __forceinline__ int32_t of(int tile, int entry) const {
+    return __shfl_sync(kAllLanes, page, 4 * tile + entry);
+  }
+};
+
+// By all of a team: brings keys or values of a tile but those of the newest position.
+template <class S>
+__device__ __forceinline__ void bring_keys(std::byte* place, uint64_t* there, const Keys<S>& keys,
+                                           const RingPages& pages, int n, int first, const Lane<S>& at) {
+  constexpr int kRows = kTileKeys / S::kTeamWarps;
+  const int rows = min(keys.newest - first, kTileKeys), row = at.warp * kRows + at.lane % kRows;
+  const uint32_t barrier = shared_address(there);
+  if (at.team_thread == 0) expect_bulk(static_cast<uint32_t>(rows * S::kRowBytes), barrier);
+  const int32_t page = pages.of(n, row / 16);
+  if (at.lane < kRows && row < rows) {
+    fetch_bulk(shared_address(place) + RingTile<S>::k_place(row, 0), keys.row(first + row, page),
+               S::kRowBytes, barrier);
+  }
+}
+template <class S>
+__device__ __forceinline__ void bring_values(std::byte* place, uint64_t* there, const Keys<S>& keys,
+                                             const RingPages& pages, int n, int first, const Lane<S>& at) {
+  constexpr int kParts = kTileKeys / 4 / S::kTeamWarps;  // of four rows
+  const int parts = (min(keys.newest - first, kTileKeys) + 3) / 4, part = at.warp * kParts + at.lane % kParts;
+  const uint32_t barrier = shared_address(there);
+  if (at.team_thread == 0) expect_bulk(static_cast<uint32_t>(parts * 4 * S::kRowBytes), barrier);
+  const int32_t page = pages.of(n, part / 4);
+  if (at.lane < kParts && part < parts) {
+    fetch_bulk(shared_address(place) + RingTile<S>::v_place(4 * part, 0),
+               keys.row(first + 4 * part, page) + keys.v_offset, 4 * S::kRowBytes, barrier);
+  }
+}
+
+// Before the queries are there: the first two tiles are on their way.
+template <class S>
+__device__ __forceinline__ void start_ring(RingShared& ring, const Keys<S>& keys, const RingTiles& tiles,
+                                           const RingPages& pages, std::byte* staged, const Lane<S>& at) {
+  if (at.team_thread == 0) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      start_barrier(shared_address(&ring.keys_there[i]));
+      start_barrier(shared_address(&ring.values_there[i]));
+    }
+  }
+  at.meet();
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    if (n >= tiles.n) break;
+    const int first = tiles.first_key(n);
+    bring_keys(staged + n * RingTile<S>::kBytes, &ring.keys_there[n], keys, pages, n, first, at);
+    bring_values(staged + n * RingTile<S>::kBytes, &ring.values_there[n], keys, pages, n, first, at);
+  }
+}
+
+// When a team meets, all have read a tile's keys, and when it meets once more, its values: those of the tile
+// after the next take their places.
+template <class S>
+__device__ __forceinline__ void take_ring(TeamShared<S>& shared, RingShared& ring, const RowShared<S>& row,
+                                          const Keys<S>& keys, const RingTiles& tiles, const RingPages& pages,
+                                          std::byte* staged, float to_log2, RunResults results,
+                                          int second_piece, const Lane<S>& at) {
+  const int first_run = results.run;
+#pragma unroll 1
+  for (int n = 0; n < tiles.n; ++n) {
+    const int first = tiles.first_key(n), phase = (n >> 1) & 1, newest = keys.newest - first;
+    const bool has_newest = newest < kTileKeys;  // it is the last key of all
+    std::byte* tile = staged + (n & 1) * RingTile<S>::kBytes;
+    float(&exchange)[S::kParts][kBlockHeads][kScoreStride] = shared.scores[n % 2];
+    wait_for_bulk(shared_address(&ring.keys_there[n & 1]), phase);
+    KeyTile<S> k;
+    k.template load<RingTile<S>>(tile, at);
+    if (has_newest) k.take_newest(row, newest, at);
+    put_scores<S>(exchange, k.scores(row, at), to_log2, keys.end - first, at);
+    at.meet();
+    const bool more = n + 2 < tiles.n;
+    if (more) bring_keys(tile, &ring.keys_there[n & 1], keys, pages, n + 2, tiles.first_key(n + 2), at);
+    const Weights<S> weights(exchange, at);
+    const float max = weights.max();  // a tile has a key, so it is a number
+    float sum = 0;
+    Sums<S> sums;
+    sums.clear();
+    wait_for_bulk(shared_address(&ring.values_there[n & 1]), phase);
+#pragma unroll
+    for (int s = 0; s < kKeySteps; ++s) {
+      // A second piece's last tile has few keys as often as many.
+      if (s == kKeySteps / 2 && first + kTileKeys / 2 >= keys.end) break;
+      ValueStep<S> v;
+      v.template load<RingTile<S>>(tile, s, at);
+      if (has_newest) v.clear_from(newest, s, at), v.take_newest(row, newest, s, at);
+      sums.add(v, weights.fragment(s, max - Number<S::kFormat>::kHeadroom, sum));
+    }
+    if (more) {
+      at.meet();
+      bring_values(tile, &ring.values_there[n & 1], keys, pages, n + 2, tiles.first_key(n + 2), at);
+    }
+    results.run = first_run + tiles.in_piece(n) + tiles.piece(n) * second_piece;
+    results.put(max, sum, sums, at);
   }
 }
 

@@ -56,14 +56,16 @@ __device__ __forceinline__ void fetch_bulk([[maybe_unused]] uint32_t to, [[maybe
       : "memory");
 #endif
 }
-__device__ __forceinline__ void wait_for_bulk([[maybe_unused]] uint32_t barrier) {
+// phase: 0 for what the barrier counts first, then 1, 0 and so on.
+__device__ __forceinline__ void wait_for_bulk([[maybe_unused]] uint32_t barrier,
+                                              [[maybe_unused]] int phase = 0) {
 #if __CUDA_ARCH__ >= 900
   uint32_t done = 0;
   while (done == 0) {
     asm volatile(
-        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared.b64 p, [%1], 0;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+        "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
         : "=r"(done)
-        : "r"(barrier)
+        : "r"(barrier), "r"(phase)
         : "memory");
   }
 #endif
