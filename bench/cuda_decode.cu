@@ -162,8 +162,24 @@ void report(const std::string& what, double error, double bound, bool bits) {
               bits ? "equal" : "DIFFER", good ? "ok" : "FAIL");
 }
 
+// Whether tile_max holds the largest of each 16 of the logits [rows, n], on the device both.
+bool tiles_right(const float* tile_max, const float* logits, int rows, int n) {
+  const auto stride = static_cast<size_t>(logit_tile_stride(n)), width = static_cast<size_t>(n);
+  const auto got = to_host(tile_max, static_cast<size_t>(rows) * stride),
+             from = to_host(logits, static_cast<size_t>(rows) * width);
+  bool right = true;
+  for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+    for (size_t tile = 0; tile < width / 16; ++tile) {
+      const auto first = from.begin() + static_cast<std::ptrdiff_t>(r * width + 16 * tile);
+      right = right && got[r * stride + tile] == *std::max_element(first, first + 16);
+    }
+  }
+  return right;
+}
+
 struct Result {
   std::vector<double> values;  // [rows, n]
+  bool tiles_right = true;     // of logits
 };
 Result run_product(DecodeProduct p, const TiledWeight& w) {
   const int out_n = p.out_kind == DecodeOut::kGatedUp ? w.n / 2 : w.n;
@@ -173,9 +189,18 @@ Result run_product(DecodeProduct p, const TiledWeight& w) {
   void* out = device_array<float>(count * static_cast<size_t>(parts));
   p.w = w;
   p.out = out;
+  const bool tiles = p.out_kind == DecodeOut::kLogits && p.rows <= kTileMaxRows;
+  if (tiles) {
+    p.tile_max =
+        device_array<float>(static_cast<size_t>(p.rows) * static_cast<size_t>(logit_tile_stride(w.n)));
+  }
   CUDA_OK(launch_decode_product(p, nullptr));
   CUDA_OK(cudaDeviceSynchronize());
   Result result;
+  if (tiles) {
+    result.tiles_right = tiles_right(p.tile_max, static_cast<const float*>(out), p.rows, w.n);
+    CUDA_OK(cudaFree(p.tile_max));
+  }
   result.values.resize(count);
   if (half) {
     const auto host = to_host(static_cast<const __nv_bfloat16*>(out), count);
@@ -258,6 +283,8 @@ void check_product(int n, int k, TileFormat format, DecodeOut kind, bool natural
   for (int rows : row_counts) {
     rows_list += (rows_list.empty() ? "" : ",") + std::to_string(rows);
     const Result got = run(rows, 0);
+    if (!got.tiles_right) differing += " " + std::to_string(rows) + " (tile_max)";
+    bits = bits && got.tiles_right;
     const double e =
         relative_error(got.values, {want.begin(), want.begin() + static_cast<int64_t>(rows) * out_n});
     if (!(e <= error)) error = e;
@@ -454,6 +481,7 @@ void check(bool portable) {
     check_product(256, 2560, f, DecodeOut::kGatedPle, false, rows, portable);
     check_product(2560, 256, f, DecodeOut::kF32, false, rows, portable);
     check_product(8192, 2560, f, DecodeOut::kLogits, false, rows, portable);
+    check_product(20480, 2560, f, DecodeOut::kLogits, false, rows, portable);
     check_product(1536, 12288, f, DecodeOut::kF32, false, rows, portable);
     check_product(1536, 6144, f, DecodeOut::kF32, false, rows, portable);
     check_product(2560, 1536, f, DecodeOut::kF32, false, rows, portable);
@@ -592,6 +620,7 @@ Model make_e4b(TileFormat body, bool portable) {
 struct Bench {
   Model model;
   DecodeStep step;
+  float* tile_max = device_array<float>(size_t{kTileMaxRows} * logit_tile_stride(262144));
   double read_rate = 0;  // bytes per ms
 
   // Each row has `keys` keys, its own included.
@@ -639,11 +668,16 @@ struct Bench {
     std::printf("read rate %.3f TB/s (1.34 GB)\n", read_rate / 1e9);
   }
 
+  void set_rows(int rows) {
+    step.rows.n = rows;
+    step.tile_max = rows <= kTileMaxRows ? tile_max : nullptr;
+  }
+
   void run_steps(const std::vector<int>& row_counts) {
     for (bool bf16_head : {false, true}) {
       step.head = bf16_head ? model.head_bf16 : model.head_f8;
       for (int rows : row_counts) {
-        step.rows.n = rows;
+        set_rows(rows);
         const double ms = time_graph([&](cudaStream_t s) { CUDA_OK(launch_decode_step(step, s)); });
         const double floor = static_cast<double>(model.layer_bytes + bytes_of(step.head)) / read_rate;
         std::printf("step rows %3d head %s: %.3f ms, weights' floor %.3f, %.0f tok/s\n", rows,
@@ -662,7 +696,7 @@ struct Bench {
   void check_bits(const std::vector<int>& row_counts) {
     step.head = model.head_f8;
     const auto logits = [&](int rows) {
-      step.rows.n = rows;
+      set_rows(rows);
       CUDA_OK(cudaMemset(step.logits, 0xff, static_cast<size_t>(rows) * 262144 * 4));
       // h[0] is overwritten by the step (layers alternate): give every run the same start.
       fill_f32<<<256, 256>>>(step.buffers.h[0], static_cast<size_t>(kMaxRows) * kHidden, 77, 0, 1);
@@ -673,7 +707,8 @@ struct Bench {
     for (int rows : row_counts) {
       const auto again = logits(rows);
       report("step: all rows of " + std::to_string(rows), std::isfinite(again.back()) ? 0 : NAN, 0,
-             std::memcmp(among_16.data(), again.data(), again.size() * 4) == 0);
+             std::memcmp(among_16.data(), again.data(), again.size() * 4) == 0 &&
+                 (step.tile_max == nullptr || tiles_right(step.tile_max, step.logits, rows, 262144)));
     }
   }
 

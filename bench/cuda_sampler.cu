@@ -1,5 +1,5 @@
 // Tests and times of sampling on the device, stand-alone: rows with all kinds of parameters against a plain
-// float64 version of the rules, the fast way against the general one (the same token always), alone against
+// float64 version of the rules, the fast ways against the general one (the same token always), alone against
 // in a batch; then times over buffers beyond L2. Exit status 1 when a check fails.
 //
 //   cuda_sampler                  all
@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "backend/cuda/decode_product.h"
 #include "backend/cuda/sampler.h"
 
 namespace {
@@ -234,8 +235,20 @@ std::vector<Row> make_rows(int vocab, uint32_t seed) {
   return rows;
 }
 
-std::vector<int32_t> run(const std::vector<Row>& rows, bool with_workspace,
-                         std::vector<int32_t>* last = nullptr) {
+// The largest of each 16 logits of rows [n, vocab], as the head's product leaves them.
+std::vector<float> tile_max_of(const std::vector<float>& logits, int vocab) {
+  const auto stride = static_cast<size_t>(logit_tile_stride(vocab)), width = static_cast<size_t>(vocab);
+  std::vector<float> out(logits.size() / width * stride, std::nanf(""));
+  for (size_t i = 0; i < logits.size(); ++i) {
+    float& most = out[i / width * stride + i % width / 16];
+    most = std::fmax(most, logits[i]);
+  }
+  return out;
+}
+
+enum class Way { kGeneral, kParts, kTiles };  // the last with parts behind it
+
+std::vector<int32_t> run(const std::vector<Row>& rows, Way way, std::vector<int32_t>* last = nullptr) {
   const int n = static_cast<int>(rows.size()), vocab = static_cast<int>(rows[0].logits.size());
   std::vector<float> logits;
   std::vector<SlotSampling> sampling;
@@ -265,10 +278,16 @@ std::vector<int32_t> run(const std::vector<Row>& rows, bool with_workspace,
                   .allowed = to_device(allowed),
                   .ids = to_device(std::vector<int32_t>(static_cast<size_t>(n), -7)),
                   .last_tokens = to_device(std::vector<int32_t>(static_cast<size_t>(n), -7))};
-  if (with_workspace) {
+  if (way != Way::kGeneral) {
     CUDA(cudaMalloc(&s.workspace, sample_workspace(n)));
     CUDA(cudaMemset(s.workspace, 0, sample_workspace(n)));
     s.workspace_rows = n;
+  }
+  if (way == Way::kTiles) {
+    s.tile_max = to_device(tile_max_of(logits, vocab));
+    s.all_by_tiles = std::all_of(rows.begin(), rows.end(), [&](const Row& r) {
+      return r.allowed.empty() && by_tiles(sampling[static_cast<size_t>(n - 1 - (&r - rows.data()))]);
+    });
   }
   std::vector<int32_t> ids(static_cast<size_t>(n)), again(static_cast<size_t>(n));
   CUDA(launch_sample_rows(s, nullptr));
@@ -285,11 +304,15 @@ void check(int vocab) {
   for (uint32_t seed = 1; seed <= (vocab > 100000 ? 2u : 20u); ++seed) {
     const std::vector<Row> rows = make_rows(vocab, seed);
     std::vector<int32_t> last;
-    const auto fast = run(rows, true, &last), general = run(rows, false);
+    const auto fast = run(rows, Way::kParts, &last), general = run(rows, Way::kGeneral),
+               tiles = run(rows, Way::kTiles);
     for (size_t i = 0; i < rows.size(); ++i) {
       double margin;
       const int want = reference(rows[i], margin);
       ++compared;
+      if (tiles[i] != fast[i] || (seed == 1 && run({rows[i]}, Way::kTiles)[0] != fast[i]))
+        ++failures, std::printf("FAIL vocab %d seed %u row %zu: by tiles %d, by parts %d\n", vocab, seed, i,
+                                tiles[i], fast[i]);
       if (fast[i] != general[i])
         ++failures, std::printf("FAIL vocab %d seed %u row %zu: fast %d, general %d, float64 %d\n", vocab,
                                 seed, i, fast[i], general[i], want);
@@ -301,7 +324,7 @@ void check(int vocab) {
       }
       if (fast[i] >= 0 && last[rows.size() - 1 - i] != fast[i])
         ++failures, std::printf("FAIL row %zu: last_tokens\n", i);
-      if (seed == 1 && run({rows[i]}, true)[0] != fast[i])
+      if (seed == 1 && run({rows[i]}, Way::kParts)[0] != fast[i])
         ++failures, std::printf("FAIL row %zu: another token alone\n", i);
     }
   }
@@ -309,7 +332,7 @@ void check(int vocab) {
               compared, near);
 }
 
-void bench(int vocab, int batch, bool greedy, bool with_workspace) {
+void bench(int vocab, int batch, bool greedy, Way way) {
   std::mt19937 random(3);
   std::normal_distribution<float> gauss;
   const int sets = std::max(2, 96 / batch);
@@ -332,11 +355,13 @@ void bench(int vocab, int batch, bool greedy, bool with_workspace) {
                   .allowed = nullptr,
                   .ids = to_device(slots),
                   .last_tokens = to_device(slots)};
-  if (with_workspace) {
+  if (way != Way::kGeneral) {
     CUDA(cudaMalloc(&s.workspace, sample_workspace(batch)));
     CUDA(cudaMemset(s.workspace, 0, sample_workspace(batch)));
     s.workspace_rows = batch;
   }
+  const size_t tiles = static_cast<size_t>(batch) * static_cast<size_t>(logit_tile_stride(vocab));
+  float* tile_max = to_device(tile_max_of(logits, vocab));
   cudaStream_t stream;
   CUDA(cudaStreamCreate(&stream));
   CUDA(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
@@ -344,6 +369,7 @@ void bench(int vocab, int batch, bool greedy, bool with_workspace) {
   for (int i = 0; i < calls; ++i) {
     SampleRows one = s;
     one.logits += static_cast<size_t>(i) * static_cast<size_t>(batch) * static_cast<size_t>(vocab);
+    if (way == Way::kTiles) one.tile_max = tile_max + static_cast<size_t>(i) * tiles, one.all_by_tiles = true;
     CUDA(launch_sample_rows(one, stream));
   }
   cudaGraph_t graph;
@@ -365,9 +391,13 @@ void bench(int vocab, int batch, bool greedy, bool with_workspace) {
   }
   std::sort(times.begin(), times.end());
   std::printf("sample %3d x %d, %s, %s: %7.1f us (logits' bytes at 4.6 TB/s: %.1f)\n", batch, vocab,
-              greedy ? "greedy" : "T 1, top_k 64, top_p .95", with_workspace ? "parts" : "general",
+              greedy ? "greedy" : "T 1, top_k 64, top_p .95",
+              way == Way::kTiles   ? "tiles"
+              : way == Way::kParts ? "parts"
+                                   : "general",
               times[3] * 1e3 / calls, static_cast<double>(batch) * vocab * 4 / 4.6e6);
   CUDA(cudaFree(s.logits));
+  CUDA(cudaFree(tile_max));
 }
 
 }  // namespace
@@ -375,15 +405,17 @@ void bench(int vocab, int batch, bool greedy, bool with_workspace) {
 int main(int argc, char** argv) {
   std::setvbuf(stdout, nullptr, _IOLBF, 4096);
   if (argc == 3 && std::string_view(argv[1]) == "profile") {
-    bench(262144, std::atoi(argv[2]), false, true);
+    bench(262144, std::atoi(argv[2]), false, Way::kTiles);
     return 0;
   }
   check(262144);
   check(5003);
   for (bool greedy : {true, false}) {
-    for (int batch : {1, 8, 32, 100}) bench(262144, batch, greedy, true);
-    bench(262144, 1, greedy, false);
-    bench(262144, 32, greedy, false);
+    for (Way way : {Way::kTiles, Way::kParts}) {
+      for (int batch : {1, 8, 32, 100}) bench(262144, batch, greedy, way);
+    }
+    bench(262144, 1, greedy, Way::kGeneral);
+    bench(262144, 32, greedy, Way::kGeneral);
   }
   std::printf(failures == 0 ? "all checks passed\n" : "%d CHECKS FAILED\n", failures);
   return failures == 0 ? 0 : 1;

@@ -90,6 +90,10 @@ class Cuda final : public CudaBackend {
     tail_rows_ = std::min(kTailRows, rows_bucket(std::min(options_.max_slots, kTailRows)));
     logits_bytes_ = sizeof(float) * static_cast<size_t>(tail_rows_) * static_cast<size_t>(text.vocab_size);
     JEWEL_ASSIGN(logits_, DeviceBuffer::make(logits_bytes_, "logits"));
+    const auto tiles = static_cast<size_t>(logit_tile_stride(text.vocab_size));
+    JEWEL_ASSIGN(tile_max_,
+                 DeviceBuffer::make(sizeof(float) * static_cast<size_t>(kTileMaxRows) * tiles, "logits"));
+    JEWEL_CUDA_TRY(cudaMemset(tile_max_.data(), 0xff, tile_max_.bytes()), "logits");  // NaN
     JEWEL_ASSIGN(sample_workspace_, DeviceBuffer::make(sample_workspace(tail_rows_), "sampling"));
     JEWEL_CUDA_TRY(cudaMemset(sample_workspace_.data(), 0, sample_workspace_.bytes()), "sampling");
     JEWEL_ASSIGN(rows_memory_, DeviceBuffer::make(StepRows(sizes_, nullptr).bytes, "decoding rows"));
@@ -320,12 +324,22 @@ class Cuda final : public CudaBackend {
     bool decode_logprobs = false;
     bool asked_logprobs = false;
     bool prompt_logprobs = false;
+    bool decode_by_tiles = true, asked_by_tiles = true;  // all that sample (SampleRows::all_by_tiles)
     std::vector<PageUpdate> updates;
     std::vector<FeatureId> features;
   };
 
   static int padded_rows(int rows) {
     return rows / kTailRows * kTailRows + (rows % kTailRows ? rows_bucket(rows % kTailRows) : 0);
+  }
+
+  // Null where sampling reads all logits: of many rows, and where an observer may change them.
+  float* tile_max(int rows) const {
+    return rows <= kTileMaxRows && !stages_.on() ? tile_max_.as<float>() : nullptr;
+  }
+
+  bool by_tiles(const uint32_t* mask, SlotId slot) const {
+    return mask == nullptr && sampling_->by_tiles(slot);
   }
 
   // The device's copy of a mask, or null.
@@ -362,6 +376,7 @@ class Cuda final : public CudaBackend {
                           .allowed = place_mask(chunk, host, plan),
                           .n_top = chunk.sample ? n_logprobs : -1};
       plan.decode_logprobs |= chunk.sample && n_logprobs >= 0;
+      plan.decode_by_tiles &= !chunk.sample || by_tiles(host.decode[row].allowed, chunk.slot);
       plan.decode_context = std::max(plan.decode_context, chunk.position + 1);
       return;
     }
@@ -410,6 +425,7 @@ class Cuda final : public CudaBackend {
       host.asked_next_ids[row] = t + 1 < n ? chunk.tokens[static_cast<size_t>(t) + 1] : -1;
       host.asked_prompt_n_top[row] = all ? chunk.n_prompt_logprobs : -1;
       plan.asked_logprobs |= sampled && n_logprobs >= 0;
+      plan.asked_by_tiles &= !sampled || by_tiles(host.asked_allowed[row], chunk.slot);
       plan.asked_context = std::max(plan.asked_context, chunk.position + t + 1);
       if (sampled) step.asked_rows.back() = row;
     }
@@ -422,6 +438,7 @@ class Cuda final : public CudaBackend {
     for (int first = 0; first < plan.n_decode; first += tail_rows_) {
       const int n = std::min(tail_rows_, plan.n_decode - first);
       const int rows = stages_.on() ? n : rows_bucket(n), context = context_bucket(plan.decode_context);
+      const bool by_tiles = plan.decode_by_tiles && tile_max(rows) != nullptr;
       const DecodeRows decode = rows_->decode.from(first);
       // All that differs from step to step, so a graph is launched with it.
       const BeginRows begin = tail_->beginning({.rows = host.decode + first,
@@ -431,17 +448,17 @@ class Cuda final : public CudaBackend {
                                                 .also_ids = results.decode_ids + first,
                                                 .also_ids_at = rows_->also_ids});
       if (options_.graphs && !stages_.on()) {
-        Graph& graph = graphs_[{first, rows, context, samples ? 1 : 0}];
+        Graph& graph = graphs_[{first, rows, context, !samples ? 0 : by_tiles ? 2 : 1}];
         if (graph.get()) {
           JEWEL_CUDA_TRY(graph.launch_with(begin, stream_.get()), "a decode step");
         } else {  // the first step of its shape goes without, and all, where there is no memory for a graph
-          JEWEL_TRY(decode_rows(begin, first, context, samples));
-          const auto captured = graph.capture(stream_.get(), "a decode step's graph",
-                                              [&] { return decode_rows(begin, first, context, samples); });
+          const auto enqueue = [&] { return decode_rows(begin, first, context, samples, by_tiles); };
+          JEWEL_TRY(enqueue());
+          const auto captured = graph.capture(stream_.get(), "a decode step's graph", enqueue);
           if (!captured.ok()) cudaGetLastError();
         }
       } else {
-        JEWEL_TRY(decode_rows(begin, first, context, samples));
+        JEWEL_TRY(decode_rows(begin, first, context, samples, by_tiles));
       }
       if (samples) continue;
       JEWEL_TRY(sample({.n = n,
@@ -450,12 +467,13 @@ class Cuda final : public CudaBackend {
                         .allowed = decode.allowed,
                         .n_top = decode.n_top,
                         .ids = outputs_->decode_ids + first,
-                        .logprobs = outputs_->decode_logprobs + first}));
+                        .logprobs = outputs_->decode_logprobs + first,
+                        .all_by_tiles = by_tiles}));
     }
     return {};
   }
 
-  Result<void> decode_rows(const BeginRows& begin, int first, int context, bool samples) {
+  Result<void> decode_rows(const BeginRows& begin, int first, int context, bool samples, bool by_tiles) {
     const DecodeRows rows = rows_->decode.from(first);
     const int n = begin.n;
     JEWEL_CUDA_TRY(launch_begin_rows(begin, stream_.get()), "a step's rows");
@@ -464,7 +482,8 @@ class Cuda final : public CudaBackend {
                               .positions = rows.positions,
                               .slots = rows.slots,
                               .max_context = context,
-                              .logits = logits_.as<float>()},
+                              .logits = logits_.as<float>(),
+                              .tile_max = tile_max(n)},
                              stream_.get()));
     if (!samples) return {};
     return sample({.n = n,
@@ -473,7 +492,8 @@ class Cuda final : public CudaBackend {
                    .allowed = rows.allowed,
                    .ids = outputs_->decode_ids + first,
                    .also_ids = rows_->also_ids,
-                   .overlap = true});
+                   .overlap = true,
+                   .all_by_tiles = by_tiles});
   }
 
   Result<void> enqueue_prompts(const Plan& plan) {
@@ -498,7 +518,8 @@ class Cuda final : public CudaBackend {
                           .max_context = context_bucket(plan.asked_context),
                           .embeddings = prompts_->asked_embeddings() + static_cast<int64_t>(first) * hidden,
                           .residuals = prompts_->asked_residuals() + static_cast<int64_t>(first) * hidden,
-                          .logits = logits_.as<float>()},
+                          .logits = logits_.as<float>(),
+                          .tile_max = tile_max(n)},
                          stream_.get()));
       if (plan.prompt_logprobs) {
         JEWEL_CUDA_TRY(launch_logprob_rows({.logits = logits_.as<float>(),
@@ -516,7 +537,8 @@ class Cuda final : public CudaBackend {
                         .allowed = inputs_->asked_allowed + first,
                         .n_top = plan.asked_logprobs ? inputs_->asked_n_top + first : nullptr,
                         .ids = outputs_->asked_ids + first,
-                        .logprobs = outputs_->asked_logprobs + first}));
+                        .logprobs = outputs_->asked_logprobs + first,
+                        .all_by_tiles = plan.asked_by_tiles}));
     }
     return {};
   }
@@ -531,6 +553,7 @@ class Cuda final : public CudaBackend {
     RowLogprobs* logprobs = nullptr;
     int32_t* const* also_ids = nullptr;
     bool overlap = false;
+    bool all_by_tiles = false;
   };
 
   Result<void> sample(const SampleCall& call) {
@@ -545,6 +568,8 @@ class Cuda final : public CudaBackend {
                      "keeping logits");
     }
     JEWEL_CUDA_TRY(launch_sample_rows({.logits = logits_.as<float>(),
+                                       .tile_max = tile_max(call.n),
+                                       .all_by_tiles = call.all_by_tiles,
                                        .vocab = vocab,
                                        .n = call.n,
                                        .slots = call.slots,
@@ -607,7 +632,8 @@ class Cuda final : public CudaBackend {
   std::unique_ptr<TailPass> tail_;
   BackendInfo info_;
   StepSizes sizes_;
-  DeviceBuffer inputs_memory_, rows_memory_, outputs_memory_, logits_, kept_logits_, sample_workspace_;
+  DeviceBuffer inputs_memory_, rows_memory_, outputs_memory_, logits_, tile_max_, kept_logits_,
+      sample_workspace_;
   size_t logits_bytes_ = 0;
   int tail_rows_ = 0;
   std::optional<StepInputs> inputs_;  // on the device
@@ -616,7 +642,7 @@ class Cuda final : public CudaBackend {
   std::array<Ring, kStepsInFlight> rings_;
   int next_ring_ = 0;
   std::deque<InFlight> in_flight_;
-  std::map<std::array<int, 4>, Graph> graphs_;  // by first row, rows, context, whether it samples
+  std::map<std::array<int, 4>, Graph> graphs_;  // by first row, rows, context, how it samples
   std::vector<bool> slot_live_;
 };
 

@@ -199,6 +199,7 @@ cudaError_t launch_decode_norm(const DecodeNorm& norm, int rows, int hidden, voi
 cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
   if (p.rows < 1 || p.rows > kMaxDecodeRows || p.w.n % 16 != 0 || p.w.k % 64 != 0)
     return cudaErrorInvalidValue;
+  if (p.tile_max != nullptr && p.rows > kTileMaxRows) return cudaErrorInvalidValue;
   const bool overlap = p.overlap && !p.portable;
   ProductArgs args{.tiles = static_cast<const uint8_t*>(p.w.tiles),
                    .row_scale = p.w.row_scale,
@@ -218,6 +219,7 @@ cudaError_t launch_decode_product(const DecodeProduct& p, cudaStream_t stream) {
                    .ple = p.ple,
                    .ple_stride = p.ple_stride,
                    .cap = p.cap,
+                   .tile_max = p.tile_max,
                    .late_release = p.late_release,
                    .ahead = static_cast<const uint8_t*>(p.ahead.from),
                    .ahead_stride = p.ahead.stride,

@@ -18,11 +18,7 @@
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define JEWEL_HOST_DEVICE __host__ __device__
-#else
-#define JEWEL_HOST_DEVICE
-#endif
+#include "backend/cuda/host_device.h"
 
 namespace jewel::cuda {
 
@@ -107,8 +103,15 @@ enum class DecodeOut : uint8_t {
   kGatedUp,   // rows of W: 8 of gate, 8 of up, in turn. out: in out_order [n / 2], gelu_tanh(gate) * up *
               // out_scale
   kGatedPle,  // out: BF16 slot order [n], gelu_tanh(sum) * ple[row * ple_stride + column]
-  kLogits,    // out: float [rows, n], cap * tanh(sum / cap); cap 0: the sum
+  kLogits,    // out: float [rows, n], cap * tanh(sum / cap); cap 0: the sum. tile_max: of each 16 the largest
 };
+
+// How many rows of logits may have tile_max. With more the head would take as much longer as sampling gains.
+inline constexpr int kTileMaxRows = 32;
+// Floats from one row of tile_max to the next: of n logits, in tiles of 16.
+JEWEL_HOST_DEVICE constexpr int logit_tile_stride(int n) {
+  return (n + 63) / 64 * 4;
+}
 
 // Part of a later product's weights: `count` times `bytes` (a multiple of 128), `stride` bytes apart.
 struct WeightsAhead {
@@ -145,6 +148,8 @@ struct DecodeProduct {
   const float* ple = nullptr;
   int64_t ple_stride = 0;
   float cap = 0;
+  float* tile_max =
+      nullptr;  // of kLogits, up to kTileMaxRows: [rows, logit_tile_stride(n)]; null: not wanted
 
   bool overlap = true;  // programmatic dependent launch, where the device has it
   // Above 8 rows: the next kernel may start only behind this one's wait. For a product with a norm behind it,

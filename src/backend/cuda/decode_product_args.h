@@ -40,6 +40,7 @@ struct ProductArgs {
   const float* ple;
   int64_t ple_stride;
   float cap;
+  float* tile_max;
   bool bulk_x = false;        // x may come by bulk copies: sm_90, in slot order
   bool late_release = false;  // see DecodeProduct
   const uint8_t* ahead = nullptr;
@@ -91,6 +92,40 @@ __device__ __forceinline__ float2 tile_scales(const ProductArgs& a, DecodeOut ki
   const int row = min(row_tile, a.row_tiles - 1) * 16;
   if (kind == DecodeOut::kGatedUp) return {scale_of(row + tid % 8), scale_of(row + 8 + tid % 8)};
   return {scale_of(row + tid % 16), 0};
+}
+
+// The largest of the 16 logits that lanes 16 i .. 16 i + 15 hold, of the step's row `row` and tile row_tile.
+// `lanes`: of the warp, that call.
+__device__ __forceinline__ void store_largest(const ProductArgs& a, int row, int row_tile, float logit,
+                                              unsigned lanes) {
+#pragma unroll
+  for (int step = 8; step > 0; step /= 2) logit = fmaxf(logit, __shfl_xor_sync(lanes, logit, step));
+  if (threadIdx.x % 16 == 0) a.tile_max[int64_t{row} * logit_tile_stride(a.n) + row_tile] = logit;
+}
+// The same of the 8 that lanes of equal t hold, g = 0 .. 7.
+__device__ __forceinline__ float largest_of_g(float logit) {
+#pragma unroll
+  for (int step = 4; step < 32; step *= 2) logit = fmaxf(logit, __shfl_xor_sync(~0u, logit, step));
+  return logit;
+}
+
+// The same of four or eight values each: lane g gets that of value g.
+template <int kValues>
+__device__ __forceinline__ float largest_of_g(float (&x)[kValues], int g) {
+#pragma unroll
+  for (int step = 1; step < 8; step *= 2) {
+    if (step >= kValues) {
+      x[0] = fmaxf(x[0], __shfl_xor_sync(~0u, x[0], 4 * step));
+      continue;
+    }
+    const bool odd = (g & step) != 0;
+#pragma unroll
+    for (int i = 0; i < kValues; i += 2 * step) {
+      const float mine = odd ? x[i + step] : x[i], theirs = odd ? x[i] : x[i + step];
+      x[i] = fmaxf(mine, __shfl_xor_sync(~0u, theirs, 4 * step));
+    }
+  }
+  return x[0];
 }
 
 __device__ __forceinline__ float capped(float value, float cap) {
@@ -161,6 +196,15 @@ __device__ __forceinline__ void finish_tile(const ProductArgs& a, DecodeOut kind
       const int row = i / 8, f = i % 8;
       store_gated(a, first_row + row, row_tile * 8 + f, __fmul_rn(sum_at(row, f), scale.x),
                   __fmul_rn(sum_at(row, f + 8), scale.y));
+    }
+  } else if (kind == DecodeOut::kLogits) {
+#pragma unroll 1
+    for (int i = tid; i < 16 * rows; i += kProductThreads) {
+      const int row = first_row + i / 16;
+      const float logit = capped(__fmul_rn(sum_at(i / 16, i % 16), scale.x), a.cap);
+      static_cast<float*>(a.out)[static_cast<int64_t>(row) * a.n + row_tile * 16 + i % 16] = logit;
+      const unsigned lanes = 16 * rows - i / 32 * 32 >= 32 ? ~0u : 0xffffu;
+      if (a.tile_max != nullptr) store_largest(a, row, row_tile, logit, lanes);
     }
   } else {
 #pragma unroll 1

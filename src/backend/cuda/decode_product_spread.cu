@@ -192,8 +192,15 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
       }
       const int tile = 4 * row_group + who / 32, g = who % 32 / 4, row = i / 2 * 8 + who % 4 * 2;
       const auto finish = [&](int of_step, float low, float high) {
-        if (of_step >= a.rows) return;
         low = __fmul_rn(low, scales.x), high = __fmul_rn(high, scales.y);
+        if constexpr (kOut == DecodeOut::kLogits) {
+          if (a.tile_max != nullptr) {
+            const float largest = largest_of_g(fmaxf(capped(low, a.cap), capped(high, a.cap)));
+            if (g == 0 && of_step < a.rows)
+              a.tile_max[int64_t{of_step} * logit_tile_stride(a.n) + tile] = largest;
+          }
+        }
+        if (of_step >= a.rows) return;
         if constexpr (kOut == DecodeOut::kGatedUp) {
           store_gated(a, of_step, tile * 8 + g, low, high);
         } else {

@@ -116,6 +116,24 @@ __device__ __forceinline__ void finish_sums(const ProductArgs& a, int split, int
   }
   float* out = static_cast<float*>(a.out) + (int64_t{split} * a.rows + first) * a.n + row_tile * 16 + g;
   const float cap = kOut == DecodeOut::kLogits ? a.cap : 0;
+  if constexpr (kOut == DecodeOut::kLogits && K::kColumns <= kTileMaxRows) {
+    if (a.tile_max != nullptr) {
+      constexpr int kAtOnce = K::kColumns == 16 ? 4 : 8;  // columns
+      float largest[kAtOnce];
+      int i = 0;
+      each([&](bool wanted, int64_t at, float low, float high) {
+        low = capped(low, cap), high = capped(high, cap);
+        if (wanted) out[at] = low, out[at + 8] = high;
+        largest[i % kAtOnce] = fmaxf(low, high);
+        if (++i % kAtOnce != 0) return;
+        const int column = i - kAtOnce + g, row = first + column / 2 * 8 + column % 2;
+        const float of_tile = largest_of_g(largest, g);
+        if (g < kAtOnce && row < a.rows)
+          a.tile_max[int64_t{row} * logit_tile_stride(a.n) + row_tile] = of_tile;
+      });
+      return;
+    }
+  }
   if (cap == 0) {
     each([&](bool wanted, int64_t at, float low, float high) {
       if (wanted) out[at] = low, out[at + 8] = high;

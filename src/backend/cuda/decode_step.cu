@@ -47,7 +47,10 @@ class Chain {
     owe(l.ple_up, l.post_ple_norm, l.layer_scalar);
   }
 
-  void head() { normed({.w = s_.head, .out_kind = DecodeOut::kLogits, .out = s_.logits}, s_.final_norm); }
+  void head() {
+    normed({.w = s_.head, .out_kind = DecodeOut::kLogits, .out = s_.logits, .tile_max = s_.tile_max},
+           s_.final_norm);
+  }
 
   // The residual stream with nothing owed to it.
   float* settle() {

@@ -64,7 +64,8 @@ struct DecodeStep {
   TiledWeight head;  // n = 0: no head
   const float* final_norm = nullptr;
   float softcap = 0;
-  float* logits = nullptr;  // [rows, head.n]
+  float* logits = nullptr;    // [rows, head.n]
+  float* tile_max = nullptr;  // DecodeProduct::tile_max of the head
   DecodeBuffers buffers;
   bool portable = false;
 };

@@ -63,7 +63,8 @@ struct TailRows {
   // Asked rows: [n, hidden]; null: rows begin with the embeddings that launch_begin_rows() left, at layer 0.
   const float* embeddings = nullptr;
   const float* residuals = nullptr;
-  float* logits = nullptr;  // [n, vocab]
+  float* logits = nullptr;    // [n, vocab]
+  float* tile_max = nullptr;  // DecodeStep's
 };
 
 class TailPass {

@@ -301,7 +301,12 @@ cudaError_t launch_sample_rows(const SampleRows& sample, cudaStream_t stream) {
   if (sample.n == 0) return cudaSuccess;
   SampleRows rows = sample;
   if (sample.vocab > kParts * kPartIds) rows.workspace = nullptr;
-  if (rows.workspace != nullptr) {
+  if (rows.workspace == nullptr) rows.tile_max = nullptr;
+  if (rows.tile_max != nullptr) {
+    const cudaError_t error = launch_sample_tiles(rows, stream);
+    if (error != cudaSuccess) return error;
+  }
+  if (rows.workspace != nullptr && (rows.tile_max == nullptr || !rows.all_by_tiles)) {
     const cudaError_t error = launch_sample_parts(rows, stream);
     if (error != cudaSuccess) return error;
   }

@@ -13,6 +13,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "backend/cuda/host_device.h"
+
 namespace jewel::cuda {
 
 struct BiasedToken {
@@ -41,9 +43,24 @@ struct SlotSampling {
   int n_not_before = 0;
 };
 
+// Whether a row of these parameters, without a mask, can be decided by the largest of each tile of logits:
+// its logits are what the head made of them, but for a few that are never sampled.
+inline constexpr int kMaxTopK = 128;      // beyond, and without, all of a row's logits are read
+inline constexpr int kMostByTiles = 192;  // of the wanted and the masked together
+JEWEL_HOST_DEVICE inline bool by_tiles(const SlotSampling& p) {
+  const int wanted = p.temperature <= 0 ? 1 : p.top_k;
+  return p.seen == nullptr && p.n_biases == 0 && wanted >= 1 && wanted <= kMaxTopK &&
+         wanted + p.n_never + p.n_not_before <= kMostByTiles;
+}
+
 struct SampleRows {
   float* logits =
       nullptr;  // [n, vocab]; rows are overwritten by what penalties, biases and masks make of them
+  // The largest of each 16 logits of a row, [n, logit_tile_stride(vocab)] (decode_product.h), NaN where a row
+  // has no more tiles; or null: all logits are read.
+  const float* tile_max = nullptr;
+  // All rows are by_tiles() and without a mask: no kernel is launched for others.
+  bool all_by_tiles = false;
   int vocab = 0;
   int n = 0;
   const int32_t* slots = nullptr;            // [n]

@@ -6,6 +6,9 @@
 
 namespace jewel::cuda {
 
+// Decides rows by the largest of each tile of logits; those that it cannot decide it leaves to sample_parts,
+// and, where that is not launched, to sample_rows.
+cudaError_t launch_sample_tiles(const SampleRows& sample, cudaStream_t stream);
 // Decides rows by many blocks; those it cannot decide it leaves to sample_rows (sampler.cu).
 cudaError_t launch_sample_parts(const SampleRows& sample, cudaStream_t stream);
 
@@ -78,6 +81,10 @@ __host__ __device__ inline SampleWorkspace sample_workspace_of(const SampleRows&
   w.finished = w.n + rows * kParts;
   w.general = w.finished + rows;
   return w;
+}
+// Whether sample_tiles takes the row.
+__device__ __forceinline__ bool by_tiles(const SampleRows& s, const SlotSampling& p, int row) {
+  return s.tile_max != nullptr && by_tiles(p) && (s.allowed == nullptr || s.allowed[row] == nullptr);
 }
 __device__ __forceinline__ bool asks_general_way(const SampleRows& s, int row) {
   return sample_workspace_of(s).general[row] != 0;

@@ -9,70 +9,16 @@
 //
 // A row whose candidates do not fit (very many equal logits) or whose top_k is off or above 128 is left to
 // the general way. E4B: 1 MB of logits a row, read once.
-#include "backend/cuda/sampler_device.h"
+#include "backend/cuda/sampler_choice.h"
 
 namespace jewel::cuda {
 namespace {
 
 using namespace device;
 
-constexpr int kThreads = 256;
-constexpr int kMaxTopK = 128;
-
-__device__ __forceinline__ uint64_t candidate_of(uint32_t key, int id) {
-  return uint64_t{key} << 32 | (0xffffffffu - static_cast<uint32_t>(id));
-}
-__device__ __forceinline__ int id_of(uint64_t candidate) {
-  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(candidate));
-}
-__device__ __forceinline__ uint32_t key_of(uint64_t candidate) {
-  return static_cast<uint32_t>(candidate >> 32);
-}
-__device__ __forceinline__ float logit_of(uint32_t key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
-}
-
-__device__ uint64_t block_best(uint64_t value, uint64_t* scratch) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const uint64_t other = __shfl_xor_sync(~0u, value, step);
-    value = other > value ? other : value;
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-#pragma unroll
-  for (int w = 0; w < kThreads / 32; ++w) value = scratch[w] > value ? scratch[w] : value;
-  return value;
-}
-
-// A key, at least `lowest`, that k or a few more of the threads' keys reach, or `lowest` where fewer do. By
-// halving, which stops when close enough: what is chosen later does not depend on where.
-__device__ uint32_t key_that_reach(uint32_t mine, int k, uint32_t lowest) {
-  uint32_t low = lowest, high = 0xff800001u;  // nothing lies above infinity
-  while (high - low > 1) {
-    const uint32_t middle = low + (high - low) / 2;
-    const int n = __syncthreads_count(mine >= middle ? 1 : 0);
-    if (n < k) {
-      high = middle;
-      continue;
-    }
-    low = middle;
-    if (n <= k + k / 8 + 1) break;
-  }
-  return low;
-}
-
 struct Shared {
-  uint64_t scratch[kThreads / 32];
-  unsigned n, before;
-  // The row's decision.
-  uint64_t candidates[kPartCandidates];
-  uint64_t sorted[kPartCandidates];             // from the largest on
-  int places[kPartCandidates];                  // in the order of ids
-  unsigned long long weights[kPartCandidates];  // in the order of ids; 0 once dropped
-  unsigned long long sums[2][kThreads / 32];
-  int picked;
+  Choice choice;
+  unsigned before;
 };
 
 // Penalties, biases and masks of the ids [begin, begin + n), on logits in shared memory.
@@ -134,14 +80,13 @@ __device__ bool gather(const SampleWorkspace& w, int row, int k, Shared& shared)
     if (lane + i * kLanes >= n) held[i] = 0;
     top = max(top, key_of(held[i]));
   }
-  if (threadIdx.x == 0) shared.n = 0;
+  Choice& choice = shared.choice;
+  if (threadIdx.x == 0) choice.n = 0;
   if (__syncthreads_or(n > kPartCandidates ? 1 : 0) != 0) return false;
   for (int i = lane + kHeld * kLanes; i < n; i += kLanes) top = max(top, key_of(__ldcg(from + i)));
   const uint32_t threshold = key_that_reach(top, k, 1);
   const auto keep = [&](uint64_t c) {
-    if (key_of(c) < threshold) return;
-    const unsigned at = atomicAdd(&shared.n, 1u);
-    if (at < kPartCandidates) shared.candidates[at] = c;
+    if (key_of(c) >= threshold) choice.add(c);
   };
   if (top >= threshold) {
 #pragma unroll
@@ -149,78 +94,7 @@ __device__ bool gather(const SampleWorkspace& w, int row, int k, Shared& shared)
     for (int i = lane + kHeld * kLanes; i < n; i += kLanes) keep(__ldcg(from + i));
   }
   __syncthreads();
-  return shared.n <= kPartCandidates;
-}
-
-// The sum of the threads' values in front of this one's, and of all.
-struct Prefix {
-  unsigned long long before, total;
-};
-__device__ Prefix prefix_of(unsigned long long value, unsigned long long* scratch) {
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  unsigned long long sum = value;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const unsigned long long other = __shfl_up_sync(~0u, sum, step);
-    sum += lane >= step ? other : 0;
-  }
-  if (lane == 31) scratch[warp] = sum;
-  __syncthreads();
-  Prefix prefix = {.before = sum - value, .total = 0};
-#pragma unroll
-  for (int w = 0; w < kThreads / 32; ++w) {
-    const unsigned long long of_warp = scratch[w];
-    prefix.before += w < warp ? of_warp : 0;
-    prefix.total += of_warp;
-  }
-  return prefix;
-}
-
-// The token of a row with top_k, from the gathered candidates. Each finds its rank among all, by key and by
-// id; from then on a thread has the candidate of its rank.
-__device__ int choose(const SlotSampling& p, int k, uint64_t position, Shared& shared) {
-  const int n = static_cast<int>(shared.n), me = static_cast<int>(threadIdx.x);
-  if (me / 32 * 32 < n) {  // warps without a candidate have nothing to find
-    const uint64_t mine = me < n ? shared.candidates[me] : 0;
-    int rank = 0, place = 0;
-#pragma unroll 8
-    for (int i = 0; i < n; ++i) {
-      const uint64_t other = shared.candidates[i];
-      rank += other > mine ? 1 : 0;
-      place += id_of(other) < id_of(mine) ? 1 : 0;
-    }
-    if (me < n) shared.sorted[rank] = mine, shared.places[rank] = place;
-  }
-  __syncthreads();
-  const bool exists = me < n;
-  const uint64_t mine = exists ? shared.sorted[me] : 0;
-  const float max = logit_of(key_of(shared.sorted[0]));
-  const uint32_t floor = n < k ? 0 : key_of(shared.sorted[k - 1]);  // fewer than k: no floor
-  unsigned long long weight =
-      exists && key_of(mine) >= floor ? weight_of(logit_of(key_of(mine)), max, p.temperature) : 0;
-  if (p.top_p < 1) {
-    const Prefix above = prefix_of(weight, shared.sums[0]);
-    auto wanted =
-        static_cast<unsigned long long>(static_cast<double>(p.top_p) * static_cast<double>(above.total));
-    wanted = wanted > 0 ? wanted : 1;
-    if (above.before >= wanted) weight = 0;
-  }
-  if (p.min_p > 0) {
-    const auto least = static_cast<unsigned long long>(static_cast<double>(p.min_p) * 17592186044416.0);
-    if (weight < least && me != 0) weight = 0;
-  }
-  // The candidates' places are free: all have read theirs.
-  if (exists) shared.candidates[shared.places[me]] = mine, shared.weights[shared.places[me]] = weight;
-  if (me == 0) shared.picked = id_of(mine);
-  __syncthreads();
-  weight = exists ? shared.weights[me] : 0;
-  const Prefix in_front = prefix_of(weight, shared.sums[1]);
-  const auto target =
-      static_cast<unsigned long long>(philox_uniform(p.seed, position) * static_cast<double>(in_front.total));
-  if (target >= in_front.before && target < in_front.before + weight)
-    shared.picked = id_of(shared.candidates[me]);
-  __syncthreads();
-  return shared.picked;
+  return choice.n <= kMostCandidates;
 }
 
 __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__ SampleRows s) {
@@ -236,6 +110,7 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
   const int position = s.positions[row], slot = s.slots[row];
   const SlotSampling p = s.sampling[slot];
   wait_for_last_kernel();
+  if (by_tiles(s, p, row)) return;
   // All loads are under way before the first is needed.
   constexpr int kFours = kPartIds / 4 / kThreads;
   float fours[kFours][4];  // of ids 4 at(i) .. 4 at(i) + 3 of the part; masked beyond its end
@@ -285,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
         if (key > key_of(best)) best = candidate_of(key, begin + at(i) + e);
       }
     }
-    best = block_best(best, shared.scratch);
+    best = block_best(best, shared.choice.scratch);
     if (threadIdx.x == 0) __stcg(w.best + row * kParts + part, best);
   } else {
     float most = fours[0][0];  // fmaxf passes over what is not a number
@@ -294,7 +169,7 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
 #pragma unroll
       for (int e = 0; e < 4; ++e) most = fmaxf(most, fours[i][e]);
     }
-    if (threadIdx.x == 0) shared.n = 0;
+    if (threadIdx.x == 0) shared.choice.n = 0;
     const uint32_t threshold = key_that_reach(device::key_of(most), k, masked + 1);
     uint64_t* to = w.candidates + (static_cast<size_t>(row) * kParts + part) * kPartCandidates;
     const float least = logit_of(threshold);
@@ -309,11 +184,11 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
       const int bit = __ffs(static_cast<int>(kept)) - 1, id = at(bit / 4) + bit % 4;
       const uint32_t key = device::key_of(adjusted ? logits[id] : from[id]);
       if (key < threshold) continue;  // -0 is not below 0, its key is
-      const unsigned place = atomicAdd(&shared.n, 1u);
+      const unsigned place = atomicAdd(&shared.choice.n, 1u);
       if (place < kPartCandidates) __stcg(to + place, candidate_of(key, begin + id));
     }
     __syncthreads();
-    if (threadIdx.x == 0) __stcg(w.n + row * kParts + part, shared.n);
+    if (threadIdx.x == 0) __stcg(w.n + row * kParts + part, shared.choice.n);
   }
 
   __threadfence();
@@ -327,11 +202,13 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
   bool decided = true;
   if (greedy) {
     best = threadIdx.x < kParts ? __ldcg(w.best + row * kParts + threadIdx.x) : 0;
-    best = block_best(best, shared.scratch);
+    best = block_best(best, shared.choice.scratch);
     if (key_of(best) > masked) id = id_of(best);
   } else {
     decided = gather(w, row, k, shared);
-    if (decided && shared.n > 0) id = choose(p, k, static_cast<uint64_t>(position + 1), shared);
+    if (decided && shared.choice.n > 0) {
+      id = choose(p, k, philox_uniform(p.seed, static_cast<uint64_t>(position + 1)), shared.choice);
+    }
   }
   if (threadIdx.x != 0) return;
   w.finished[row] = 0;

@@ -32,6 +32,7 @@ Result<std::unique_ptr<SlotSamplings>> SlotSamplings::make(int max_slots, int vo
   out->lists_.resize(n);
   out->seen_.resize(n);
   out->n_logprobs_.assign(n, -1);
+  out->by_tiles_.assign(n, false);
   return out;
 }
 
@@ -88,6 +89,7 @@ void SlotSamplings::begin(SlotId slot, const SamplingParams& params, std::span<c
     if (params.repetition_penalty != 1) note(prompt, false);
     note(output, true);
   }
+  by_tiles_[at] = jewel::cuda::by_tiles(s);
   send(slots_.as<SlotSampling>() + slot, &s, sizeof s, stream);
   if (!output.empty()) send(last_tokens_.as<int32_t>() + slot, &output.back(), sizeof(int32_t), stream);
 }

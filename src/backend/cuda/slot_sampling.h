@@ -19,6 +19,8 @@ class SlotSamplings {
   void begin(SlotId slot, const SamplingParams& params, std::span<const TokenId> prompt,
              std::span<const TokenId> output, cudaStream_t stream);
 
+  // Of a row of the slot without a mask (sampler.h).
+  bool by_tiles(SlotId slot) const { return by_tiles_[static_cast<size_t>(slot)]; }
   int n_logprobs(SlotId slot) const { return n_logprobs_[static_cast<size_t>(slot)]; }
   const SlotSampling* slots() const { return slots_.as<const SlotSampling>(); }
   int32_t* last_tokens() const { return last_tokens_.as<int32_t>(); }
@@ -32,6 +34,7 @@ class SlotSamplings {
   std::vector<DeviceBuffer> lists_;  // of each slot: biases, never, not_before
   std::vector<DeviceBuffer> seen_;   // of each slot that ever had penalties: [vocab]
   std::vector<int> n_logprobs_;
+  std::vector<bool> by_tiles_;
 };
 
 }  // namespace jewel::cuda

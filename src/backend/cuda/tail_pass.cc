@@ -101,6 +101,7 @@ class Tail final : public TailPass {
                     .final_norm = c_.weights.norm,
                     .softcap = text_.final_logit_softcapping,
                     .logits = rows.logits,
+                    .tile_max = rows.tile_max,
                     .buffers = buffers_,
                     .portable = c_.portable};
     if (c_.stages.on()) return enqueue_shown(step, first, stream);
