@@ -441,12 +441,13 @@ class Cuda final : public CudaBackend {
       const bool by_tiles = plan.decode_by_tiles && tile_max(rows) != nullptr;
       const DecodeRows decode = rows_->decode.from(first);
       // All that differs from step to step, so a graph is launched with it.
-      const BeginRows begin = tail_->beginning({.rows = host.decode + first,
-                                                .n = rows,
-                                                .to = decode,
-                                                .last_tokens = sampling_->last_tokens(),
-                                                .also_ids = results.decode_ids + first,
-                                                .also_ids_at = rows_->also_ids});
+      BeginRows begin{.n = rows,
+                      .to = decode,
+                      .last_tokens = sampling_->last_tokens(),
+                      .also_ids = results.decode_ids + first,
+                      .also_ids_at = rows_->also_ids};
+      std::copy_n(host.decode + first, rows, begin.rows);
+      begin = tail_->beginning(begin);
       if (options_.graphs && !stages_.on()) {
         Graph& graph = graphs_[{first, rows, context, !samples ? 0 : by_tiles ? 2 : 1}];
         if (graph.get()) {

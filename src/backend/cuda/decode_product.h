@@ -156,7 +156,8 @@ struct DecodeProduct {
   // which lets the kernel after it start at once.
   bool late_release = false;
   // Brought into L2 while the kernel waits for its input, where out_kind is kF32 and the device has kernels
-  // that wait; changes no result. keys: up to 8 rows.
+  // that wait, or, by decode_product_wide.cu, when all of W is asked for; changes no result. keys: up to 8
+  // rows.
   WeightsAhead ahead;
   KeysAhead keys;
   bool portable = false;  // the path of sm_80 and sm_89 even on sm_90

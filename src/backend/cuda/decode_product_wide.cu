@@ -85,6 +85,13 @@ __device__ __forceinline__ void fill_stages(const ProductArgs& a, int split, uin
       }
     }
   }
+  // By now all of W is asked for, so that memory has time for what the next kernel asks for first.
+#pragma unroll 1
+  for (int i = static_cast<int>(blockIdx.x); i < a.ahead_count; i += static_cast<int>(gridDim.x)) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(a.ahead + i * a.ahead_stride),
+                 "r"(a.ahead_lines * 128)
+                 : "memory");
+  }
 }
 
 // The finished sums of a lane, sum(0) and on: of W's rows g and g + 8, for the step's rows 2 t, 2 t + 1,

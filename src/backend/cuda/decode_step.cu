@@ -30,7 +30,8 @@ class Chain {
             .out_kind = DecodeOut::kGatedUp,
             .out = b_.wide,
             .out_order = order_for(l.down),
-            .out_scale = 1 / l.down.x_scale},
+            .out_scale = 1 / l.down.x_scale,
+            .ahead = ahead_of_down(l.down)},
            l.pre_feedforward_norm);
     plain(l.down, b_.wide, b_.y, l.gate_up.n / 2);
     if (l.ple_gate.n == 0) {
@@ -119,6 +120,16 @@ class Chain {
     if (s_.rows.n > 8) return {from + tile - kTileEnd, tile, kTileEnd, tiles};
     const int asked = 4 * product_device().sms;
     return {from + int64_t{asked} * tile, tile, tile, std::clamp(tiles - asked, 0, kFewRowsBytes / tile)};
+  }
+
+  // The start of each part of down's row tiles, for its blocks find room only when gate-up's have ended.
+  // Where down is by the same kind of kernel as gate-up, measured up to 32 rows; more bytes gain no more.
+  WeightsAhead ahead_of_down(const TiledWeight& down) const {
+    constexpr int kPartStart = 4096;
+    const int splits = product_splits(down.k),
+              part = 16 * down.k * (down.format == TileFormat::kBF16 ? 2 : 1) / splits;
+    if (s_.portable || s_.rows.n <= 8 || s_.rows.n > 32 || part < kPartStart) return {};
+    return {down.tiles, part, kPartStart, down.n / 16 * splits};
   }
 
   // With few rows memory has time for these too; with more the product's input would stand behind them.

@@ -1,7 +1,8 @@
 // How kernels follow each other: on sm_90 a kernel is launched while the one before it still runs
 // (programmatic dependent launch), sets itself up, and waits. Every kernel launched by launch_dependent()
 // calls wait_for_previous() in each thread before it touches memory that another kernel reads or writes; then
-// the order is that of plain launches. Kernels of the decode chain do the two halves of it by themselves.
+// the order is that of plain launches. Kernels of the decode chain, and those that say so, do the two halves
+// of it by themselves.
 #pragma once
 
 #include <cuda_runtime_api.h>

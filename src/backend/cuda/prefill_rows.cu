@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(const ResidualN
 // A warp takes one row of one layer: width / 128 groups of 4 columns a lane (width 64: half of the lanes).
 template <int kGroups>
 __global__ void __launch_bounds__(128) per_layer_inputs_kernel(const PerLayerInputs inputs) {
-  wait_for_previous();
+  release_next_kernel();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * 4 + threadIdx.x / 32;
   if (item >= static_cast<int64_t>(inputs.rows) * inputs.n_layers) return;
   const int64_t row = item / inputs.n_layers;
@@ -119,13 +119,21 @@ __global__ void __launch_bounds__(128) per_layer_inputs_kernel(const PerLayerInp
   auto* c = reinterpret_cast<float4*>(inputs.c + item * inputs.width);
   const __nv_bfloat16* token = inputs.table + inputs.ids[row] * inputs.table_columns +
                                static_cast<int64_t>(inputs.first_layer + layer) * inputs.width;
-  float4 v[kGroups] = {}, e[kGroups];
+  // What the kernel ahead does not write, and may come over PCIe, is asked for before the wait.
+  float4 v[kGroups] = {}, e[kGroups], w[kGroups];
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int group = lane + 32 * i;
+    if (group >= n) continue;
+    e[i] = load_bf16x4(token + 4 * group);
+    w[i] = reinterpret_cast<const float4*>(inputs.weight)[group];
+  }
+  wait_for_last_kernel();
   float sum = 0;
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
     const int group = lane + 32 * i;
     if (group >= n) continue;
-    e[i] = load_bf16x4(token + 4 * group);  // may come over PCIe: asked for first
     v[i] = c[group];
     v[i] = {v[i].x * inputs.projection_scale, v[i].y * inputs.projection_scale,
             v[i].z * inputs.projection_scale, v[i].w * inputs.projection_scale};
@@ -138,11 +146,10 @@ __global__ void __launch_bounds__(128) per_layer_inputs_kernel(const PerLayerInp
   for (int i = 0; i < kGroups; ++i) {
     const int group = lane + 32 * i;
     if (group >= n) continue;
-    const float4 w = reinterpret_cast<const float4*>(inputs.weight)[group];
-    c[group] = {(v[i].x * scale * w.x + e[i].x * inputs.token_scale) * kCombine,
-                (v[i].y * scale * w.y + e[i].y * inputs.token_scale) * kCombine,
-                (v[i].z * scale * w.z + e[i].z * inputs.token_scale) * kCombine,
-                (v[i].w * scale * w.w + e[i].w * inputs.token_scale) * kCombine};
+    c[group] = {(v[i].x * scale * w[i].x + e[i].x * inputs.token_scale) * kCombine,
+                (v[i].y * scale * w[i].y + e[i].y * inputs.token_scale) * kCombine,
+                (v[i].z * scale * w[i].z + e[i].z * inputs.token_scale) * kCombine,
+                (v[i].w * scale * w[i].w + e[i].w * inputs.token_scale) * kCombine};
   }
 }
 

@@ -67,8 +67,9 @@ cudaError_t launch_residual_norm(const ResidualNorm& norm, cudaStream_t stream);
 // in place, where c comes from per_layer_model_projection: per row, per layer, over `width` columns. The
 // table may lie in device memory or in page-locked host memory.
 struct PerLayerInputs {
-  float* c = nullptr;                    // [rows, n_layers * width]
-  const int32_t* ids = nullptr;          // [rows]; pad at placeholders
+  float* c = nullptr;  // [rows, n_layers * width]
+  // [rows]; pad at placeholders. Read before the wait: complete before the kernel ahead of this one starts.
+  const int32_t* ids = nullptr;
   const __nv_bfloat16* table = nullptr;  // [vocab, table_columns]
   int64_t table_columns = 0;             // layers of the model * width
   const float* weight = nullptr;         // [width]

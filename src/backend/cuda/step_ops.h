@@ -18,8 +18,8 @@ struct PageUpdate {
 
 cudaError_t launch_page_updates(int32_t* tables, const PageUpdate* updates, int n, cudaStream_t stream);
 
-// A row that decodes, as the host describes it: 32 bytes, which come over the bus at once.
-struct alignas(32) DecodeRow {
+// A row that decodes, as the host describes it.
+struct DecodeRow {
   int32_t given = 0;      // its token; negative: the one that its slot sampled last
   int32_t position = -1;  // negative: a row of padding
   int32_t slot = 0;
@@ -39,11 +39,11 @@ struct DecodeRows {
   }
 };
 
-// What stands in front of a decode step: descriptions read from page-locked memory of the host, which spares
-// a copy, token ids, and the rows' embeddings. The kernels behind it may start early and read what it wrote
-// before they wait, so it lets none start before it has ended.
+// What stands in front of a decode step: descriptions, which come as the kernel's argument (a copy would have
+// to be waited for, and so would memory of the host), token ids, and the rows' embeddings. The kernels behind
+// it may start early and read what it wrote before they wait, so it lets none start before it has ended.
 struct BeginRows {
-  const DecodeRow* rows = nullptr;  // [n], page-locked; stays as it is until the kernel has run
+  DecodeRow rows[kMaxDecodeRows];  // of them n
   int n = 0;
   DecodeRows to;
   const int32_t* last_tokens = nullptr;  // [slots]
