@@ -10,7 +10,6 @@ namespace jewel::cuda::device {
 constexpr int kThreads = 256;
 
 // A logit's key, and below it its id, so that of equal logits the first is the largest.
-
 __device__ __forceinline__ uint64_t candidate_of(uint32_t key, int id) {
   return uint64_t{key} << 32 | (0xffffffffu - static_cast<uint32_t>(id));
 }
