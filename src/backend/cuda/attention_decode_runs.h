@@ -15,9 +15,9 @@
 
 #include "backend/cuda/attention_device.h"
 #include "backend/cuda/attention_types.h"
+#include "backend/cuda/copy_async.h"
 #include "backend/cuda/decode_tiles.h"
 #include "backend/cuda/device_values.h"
-#include "backend/cuda/prefill_mma.h"
 
 namespace jewel::cuda::device {
 
@@ -192,8 +192,8 @@ __device__ __forceinline__ void stage_tile(std::byte* tile, const Keys<S>& keys,
     const int row = i * kRows + first_row, key = first + row;
     if (key == keys.newest) continue;
     const std::byte* k = keys.row(key, page[i]) + byte;
-    copy_async(to + StagedTile<S>::k_place(row, byte), k, key < keys.end);
-    copy_async(to + StagedTile<S>::v_place(row, byte), k + keys.v_offset, key < keys.end);
+    copy_async_16(to + StagedTile<S>::k_place(row, byte), k, key < keys.end);
+    copy_async_16(to + StagedTile<S>::v_place(row, byte), k + keys.v_offset, key < keys.end);
   }
 }
 

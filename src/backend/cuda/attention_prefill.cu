@@ -14,6 +14,7 @@
 
 #include "backend/cuda/attention_device.h"
 #include "backend/cuda/attention_prefill.h"
+#include "backend/cuda/copy_async.h"
 #include "backend/cuda/device_values.h"
 #include "backend/cuda/prefill_mma.h"
 
@@ -114,7 +115,8 @@ __device__ __forceinline__ void fetch(uint32_t to, const std::byte* part, size_t
         part + (page >= 0
                     ? page * page_bytes + static_cast<size_t>(((key + row) & 15) * kRowBytes + piece * 16)
                     : 0);
-    copy_async(to + (kF8 ? static_cast<uint32_t>(i * 16) : swizzled<kRowBytes>(row, piece)), from, page >= 0);
+    copy_async_16(to + (kF8 ? static_cast<uint32_t>(i * 16) : swizzled<kRowBytes>(row, piece)), from,
+                  page >= 0);
   }
 }
 
@@ -156,12 +158,12 @@ __global__ void __launch_bounds__(Plan<DIM, BM, BN, F>::kThreads, 1)
   const auto fetch_k = [&](int key) {
     if (key <= last)
       fetch<P, DIM, BN, P::kF8>(base + (P::kF8 ? P::kRawK : P::kK), k_part, page_bytes, pages, key, last);
-    copy_commit();
+    commit_copies();
   };
   const auto fetch_v = [&](int key) {
     if (key <= last)
       fetch<P, DIM, BN, P::kF8>(base + (P::kF8 ? P::kRawV : P::kV), v_part, page_bytes, pages, key, last);
-    copy_commit();
+    commit_copies();
   };
   fetch_k(begin);
   if constexpr (P::kF8) fetch_v(begin);
@@ -198,7 +200,7 @@ __global__ void __launch_bounds__(Plan<DIM, BM, BN, F>::kThreads, 1)
   const int v_row = lane & 15, v_piece = half * 32 + (lane >> 4);
 
   for (int key = begin; key <= last; key += BN) {
-    copy_wait<P::kF8 ? 1 : 0>();
+    wait_for_copies<P::kF8 ? 1 : 0>();
     if constexpr (P::kF8) {
       __syncthreads();  // all of the raw tile is here
       widen<P, DIM, BN>(shared + P::kK, shared + P::kRawK);
@@ -283,7 +285,7 @@ __global__ void __launch_bounds__(Plan<DIM, BM, BN, F>::kThreads, 1)
       }
     }
 
-    copy_wait<P::kF8 ? 1 : 0>();
+    wait_for_copies<P::kF8 ? 1 : 0>();
     if constexpr (P::kF8) {
       __syncthreads();
       widen<P, DIM, BN>(shared + P::kV, shared + P::kRawV);

@@ -4,6 +4,7 @@
 
 #include <cuda_bf16.h>
 
+#include "backend/cuda/copy_async.h"
 #include "backend/cuda/decode_product.h"
 #include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/device_values.h"
@@ -12,22 +13,6 @@ namespace jewel::cuda {
 
 constexpr int kProductWarps = 8;
 constexpr int kProductThreads = 32 * kProductWarps;
-
-// 16 bytes, past L1: weights are read once.
-__device__ __forceinline__ void copy_async_16(uint32_t to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-// 8 bytes, for rows whose halves stand apart.
-__device__ __forceinline__ void copy_async_8(uint32_t to, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void commit_copies() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
 
 // release_next_kernel() is the first thing that most kernels of the chain do. The next one may use what no
 // kernel of the step writes, and waits before the rest; of every kernel some block waits before it ends, so

@@ -1,23 +1,10 @@
-// The instructions of sm_80 (and FP8 products of sm_89) that the portable prefill kernels use: asynchronous
-// copies, ldmatrix, mma.sync. Names and operands follow the PTX manual.
+// The instructions of sm_80 (and FP8 products of sm_89) that the portable prefill kernels use beside
+// asynchronous copies: ldmatrix, mma.sync. Names and operands follow the PTX manual.
 #pragma once
 
 #include <cstdint>
 
 namespace jewel::cuda {
-
-// 16 bytes to shared memory; zeros where not valid (`from` is not read then, but must be an address).
-__device__ __forceinline__ void copy_async(uint32_t to, const void* from, bool valid) {
-  const int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-}
-__device__ __forceinline__ void copy_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int kPending>
-__device__ __forceinline__ void copy_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
 
 // Rows of 128 bytes in shared memory; 16-byte pieces exchanged by the row, so that ldmatrix meets every bank
 // once.

@@ -8,6 +8,7 @@
 // 72 or 96 KB of shared memory: one block on an L4's multiprocessor, two on an A100's.
 #include <algorithm>
 
+#include "backend/cuda/copy_async.h"
 #include "backend/cuda/prefill_mma.h"
 #include "backend/cuda/prefill_product_task.h"
 #include "backend/cuda/prefill_values.h"
@@ -46,8 +47,8 @@ __device__ __forceinline__ void load_stage(const ProductTask& task, const Portab
     const int at = thread + i * kThreads, row = at / 8, piece = at % 8;
     const int64_t offset = static_cast<int64_t>(k) * 128 + piece * 16;
     const bool valid = first_token + row < task.rows && offset < columns_bytes;
-    copy_async(piece_at(stage, row, piece),
-               input.x + (valid ? (first_token + row) * input.row_bytes + offset : 0), valid);
+    copy_async_16(piece_at(stage, row, piece),
+                  input.x + (valid ? (first_token + row) * input.row_bytes + offset : 0), valid);
   }
   const int64_t row_tile_bytes = static_cast<int64_t>(task.in) * (Tile::kRowTileBytes / Tile::kStageColumns);
   constexpr int kPieces = Tile::kRowTileBytes / 16;
@@ -56,8 +57,8 @@ __device__ __forceinline__ void load_stage(const ProductTask& task, const Portab
     const int at = thread + i * kThreads, row_tile = at / kPieces;
     const int64_t offset = static_cast<int64_t>(k) * Tile::kRowTileBytes + at % kPieces * 16;
     const bool valid = first_row_tile + row_tile < task.out / 16 && offset < row_tile_bytes;
-    copy_async(stage + Tile::kTokenBytes + at * 16,
-               task.tiles + (valid ? (first_row_tile + row_tile) * row_tile_bytes + offset : 0), valid);
+    copy_async_16(stage + Tile::kTokenBytes + at * 16,
+                  task.tiles + (valid ? (first_row_tile + row_tile) * row_tile_bytes + offset : 0), valid);
   }
 }
 
@@ -153,16 +154,16 @@ __global__ void __launch_bounds__(kThreads, 2)
     if (k < n_stages) {
       load_stage<Tile>(task, input, stages + k * Tile::kStageBytes, k, first_row / 16, first_token);
     }
-    copy_commit();
+    commit_copies();
   }
   for (int k = 0; k < n_stages; ++k) {
-    copy_wait<kStages - 2>();
+    wait_for_copies<kStages - 2>();
     __syncthreads();
     if (k + kStages - 1 < n_stages) {
       load_stage<Tile>(task, input, stages + (k + kStages - 1) % kStages * Tile::kStageBytes, k + kStages - 1,
                        first_row / 16, first_token);
     }
-    copy_commit();
+    commit_copies();
     const uint32_t stage = stages + k % kStages * Tile::kStageBytes;
     const uint32_t weights = stage + Tile::kTokenBytes + outputs_at / 16 * Tile::kRowTileBytes;
 #pragma unroll
@@ -194,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
   }
 
-  copy_wait<0>();
+  wait_for_copies<0>();
   __syncthreads();
   auto* sums = reinterpret_cast<float*>(shared);
 #pragma unroll

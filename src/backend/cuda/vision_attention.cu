@@ -6,6 +6,7 @@
 
 #include <climits>
 
+#include "backend/cuda/copy_async.h"
 #include "backend/cuda/dependent_launch.h"
 #include "backend/cuda/prefill_mma.h"
 #include "backend/cuda/prefill_values.h"
@@ -30,8 +31,8 @@ __device__ __forceinline__ void load_tile(uint32_t tile, const __nv_bfloat16* fr
   for (int i = 0; i < kKeys * 8 / kThreads; ++i) {
     const int at = static_cast<int>(threadIdx.x) + i * kThreads, row = at / 8, piece = at % 8;
     const bool valid = key0 + row < n_keys;
-    copy_async(piece_at(tile, row, piece),
-               from + static_cast<int64_t>(valid ? key0 + row : 0) * kDim + piece * 8, valid);
+    copy_async_16(piece_at(tile, row, piece),
+                  from + static_cast<int64_t>(valid ? key0 + row : 0) * kDim + piece * 8, valid);
   }
 }
 
@@ -76,7 +77,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int tiles = (n + kKeys - 1) / kKeys;
   load_tile(tile_of(0), k, 0, n);
   load_tile(tile_of(1), v, 0, n);
-  copy_commit();
+  commit_copies();
 
   for (int tile = 0; tile < tiles; ++tile) {
     const uint32_t keys = tile_of(tile % 2 * 2), values = tile_of(tile % 2 * 2 + 1);
@@ -84,8 +85,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       load_tile(tile_of((tile + 1) % 2 * 2), k, (tile + 1) * kKeys, n);
       load_tile(tile_of((tile + 1) % 2 * 2 + 1), v, (tile + 1) * kKeys, n);
     }
-    copy_commit();
-    copy_wait<1>();
+    commit_copies();
+    wait_for_copies<1>();
     __syncthreads();
 
     float scores[2][8][4] = {};
