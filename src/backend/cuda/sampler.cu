@@ -22,26 +22,13 @@ __device__ T block_sum(T value, T* scratch) {
   return sum;
 }
 
-// The largest, the lowest index on a tie.
-__device__ uint64_t block_max(uint64_t value, uint64_t* scratch) {
-  for (int step = 16; step > 0; step /= 2) {
-    const uint64_t other = __shfl_xor_sync(~0u, value, step);
-    value = other > value ? other : value;
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-  for (int w = 0; w < kThreads / 32; ++w) value = scratch[w] > value ? scratch[w] : value;
-  return value;
-}
-
 __device__ uint64_t best_of_row(const float* logits, int vocab, uint64_t* scratch) {
   uint64_t best = 0;
   for (int i = threadIdx.x; i < vocab; i += kThreads) {
     const uint64_t candidate = uint64_t{key_of(logits[i])} << 32 | (0xffffffffu - static_cast<uint32_t>(i));
     best = candidate > best ? candidate : best;
   }
-  return block_max(best, scratch);
+  return block_best<kThreads>(best, scratch);
 }
 
 // Amounts by digit, in 32 copies: of random logits nearly all have the same first digit, and additions to one
@@ -287,7 +274,7 @@ __global__ void __launch_bounds__(kThreads) logprob_rows(LogprobRows r) {
       const uint64_t candidate = uint64_t{key_of(logits[i])} << 32 | (0xffffffffu - static_cast<uint32_t>(i));
       if (candidate < before && candidate > next) next = candidate;
     }
-    best = block_max(next, scratch);
+    best = block_best<kThreads>(next, scratch);
   }
   if (threadIdx.x == 0) {
     out.id = id;

@@ -23,20 +23,6 @@ __device__ __forceinline__ float logit_of(uint32_t key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
 }
 
-inline __device__ uint64_t block_best(uint64_t value, uint64_t* scratch) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) {
-    const uint64_t other = __shfl_xor_sync(~0u, value, step);
-    value = other > value ? other : value;
-  }
-  __syncthreads();
-  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
-  __syncthreads();
-#pragma unroll
-  for (int w = 0; w < kThreads / 32; ++w) value = scratch[w] > value ? scratch[w] : value;
-  return value;
-}
-
 // A key, at least `lowest`, that k or a few more of the threads' keys reach, or `lowest` where fewer do. By
 // halving, which stops when close enough: what is chosen later does not depend on where.
 inline __device__ uint32_t key_that_reach(uint32_t mine, int k, uint32_t lowest) {

@@ -23,6 +23,22 @@ __device__ __forceinline__ uint32_t key_of(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// The largest value of a block's kThreads threads; scratch [kThreads / 32] in shared memory.
+template <int kThreads>
+__device__ __forceinline__ uint64_t block_best(uint64_t value, uint64_t* scratch) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    const uint64_t other = __shfl_xor_sync(~0u, value, step);
+    value = other > value ? other : value;
+  }
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+#pragma unroll
+  for (int w = 0; w < kThreads / 32; ++w) value = scratch[w] > value ? scratch[w] : value;
+  return value;
+}
+
 // exp((logit - max) / temperature) in units of 2^-44; at most 2^44, so 2^18 of them fit.
 __device__ __forceinline__ unsigned long long weight_of(float logit, float max, float temperature) {
   const float power = (logit - max) / temperature;

@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
         if (key > key_of(best)) best = candidate_of(key, begin + at(i) + e);
       }
     }
-    best = block_best(best, shared.choice.scratch);
+    best = block_best<kThreads>(best, shared.choice.scratch);
     if (threadIdx.x == 0) __stcg(w.best + row * kParts + part, best);
   } else {
     float most = fours[0][0];  // fmaxf passes over what is not a number
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kThreads) sample_parts(const __grid_constant__
   bool decided = true;
   if (greedy) {
     best = threadIdx.x < kParts ? __ldcg(w.best + row * kParts + threadIdx.x) : 0;
-    best = block_best(best, shared.choice.scratch);
+    best = block_best<kThreads>(best, shared.choice.scratch);
     if (key_of(best) > masked) id = id_of(best);
   } else {
     decided = gather(w, row, k, shared);

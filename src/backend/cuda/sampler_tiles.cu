@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) sample_tiles(const __grid_constant__
   if (decided && shared.choice.n > 0) {
     if (greedy) {
       const uint64_t mine = thread < static_cast<int>(shared.choice.n) ? shared.choice.candidates[thread] : 0;
-      id = id_of(block_best(mine, shared.choice.scratch));
+      id = id_of(block_best<kThreads>(mine, shared.choice.scratch));
     } else {
       id = choose(p, k, uniform, shared.choice);
     }
