@@ -125,9 +125,10 @@ T must(Result<T> result) {
   if constexpr (!std::is_void_v<T>) return std::move(result).value();
 }
 
-// Bytes of weights that a decoded token reads.
+// Bytes of weights that a decoded token reads. The per-layer projection is not among them
+// (per_layer_table.h).
 double bytes_per_token(const ModelWeights& w, bool head_fp8) {
-  size_t bytes = w.per_layer_model_projection.weight.bytes + w.lm_head.weight.bytes / (head_fp8 ? 2 : 1);
+  size_t bytes = w.lm_head.weight.bytes / (head_fp8 ? 2 : 1);
   for (const DecoderLayerWeights& layer : w.layers) {
     for (const LinearWeight* linear :
          {&layer.q_proj, &layer.k_proj, &layer.v_proj, &layer.o_proj, &layer.gate_proj, &layer.up_proj,

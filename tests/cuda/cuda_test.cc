@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <functional>
 #include <numeric>
+#include <optional>
 
 #include "backend/cuda/device_rates.h"
 #include "cuda_fixture.h"
@@ -175,6 +176,22 @@ TEST_P(CudaTest, GivenBackAndHadAgain) {
     OPEN_OR_SKIP(cuda, *model);
     EXPECT_EQ(cuda.all_logprobs(tokens, 256), before);
     EXPECT_EQ(decode_together(cuda, *model, all, 20), lives);
+  }
+}
+
+TEST_P(CudaTest, WhereThePerLayerTableLiesDoesNotMatter) {
+  const auto model = model_for(GetParam());
+  const auto tokens = random_tokens(model->config, kTokens, 10);
+  const std::vector<int> some = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+  std::optional<Rows> rows;
+  std::optional<std::vector<Life>> lives;
+  for (const PleTable place : {PleTable::kDevice, PleTable::kHost}) {
+    OPEN_OR_SKIP(cuda, *model, [&](CudaOptions& options) { options.ple = place; });
+    const Rows found = cuda.all_logprobs(tokens, 256);
+    const std::vector<Life> decoded = decode_together(cuda, *model, some, 20);
+    EXPECT_EQ(found, rows.value_or(found));
+    EXPECT_EQ(decoded, lives.value_or(decoded));
+    rows = found, lives = decoded;
   }
 }
 

@@ -66,7 +66,8 @@ class Cuda final : public CudaBackend {
   Result<void> open(const ModelWeights& weights) {
     JEWEL_ASSIGN(stream_, Stream::make(StreamPriority::kHigh));
     const TextConfig& text = config_.text;
-    LoadOptions load{.head_fp8 = options_.head_fp8, .progress = options_.progress};
+    LoadOptions load{
+        .head_fp8 = options_.head_fp8, .portable = options_.portable, .progress = options_.progress};
     load.ple = options_.ple == PleTable::kAuto     ? PlePlace::kAuto
                : options_.ple == PleTable::kDevice ? PlePlace::kDevice
                                                    : PlePlace::kHost;
@@ -323,6 +324,7 @@ class Cuda final : public CudaBackend {
     int asked_context = 0;
     bool decode_logprobs = false;
     bool asked_logprobs = false;
+    bool asked_soft = false;  // soft tokens among them
     bool prompt_logprobs = false;
     bool decode_by_tiles = true, asked_by_tiles = true;  // all that sample (SampleRows::all_by_tiles)
     std::vector<PageUpdate> updates;
@@ -398,6 +400,7 @@ class Cuda final : public CudaBackend {
       const float* soft = features_->rows(run.feature, run.row, run.count);
       plan.features.push_back(run.feature);
       for (int i = 0; i < run.count; ++i) {
+        host.ids[first + run.offset + i] = -1;
         host.soft_rows[first + run.offset + i] = soft + static_cast<int64_t>(i) * config_.text.hidden_size;
       }
     }
@@ -417,6 +420,7 @@ class Cuda final : public CudaBackend {
       const bool sampled = chunk.sample && t == n - 1;
       host.asked[row] = first + t;
       host.asked_ids[row] = host.ids[first + t];
+      plan.asked_soft |= host.asked_ids[row] < 0;
       host.asked_positions[row] = chunk.position + t;
       host.asked_slots[row] = chunk.slot;
       host.asked_sampled_at[row] = sampled ? chunk.position + t : -1;
@@ -501,6 +505,7 @@ class Cuda final : public CudaBackend {
     JEWEL_TRY(prompts_->enqueue({.n = plan.n_rows,
                                  .ids = inputs_->ids,
                                  .soft_rows = inputs_->soft_rows,
+                                 .any_soft = !plan.features.empty(),
                                  .positions = inputs_->positions,
                                  .slots = inputs_->row_slots,
                                  .chunk_rows = inputs_->chunk_rows,
@@ -511,14 +516,15 @@ class Cuda final : public CudaBackend {
     const int hidden = config_.text.hidden_size;
     for (int first = 0; first < plan.n_asked; first += tail_rows_) {
       const int n = std::min(tail_rows_, plan.n_asked - first);
+      const int64_t at = int64_t{first} * hidden;
       JEWEL_TRY(
           tail_->enqueue({.n = n,
                           .ids = inputs_->asked_ids + first,
                           .positions = inputs_->asked_positions + first,
                           .slots = inputs_->asked_slots + first,
                           .max_context = context_bucket(plan.asked_context),
-                          .embeddings = prompts_->asked_embeddings() + static_cast<int64_t>(first) * hidden,
-                          .residuals = prompts_->asked_residuals() + static_cast<int64_t>(first) * hidden,
+                          .residuals = prompts_->asked_residuals() + at,
+                          .soft_embeddings = plan.asked_soft ? prompts_->asked_embeddings() + at : nullptr,
                           .logits = logits_.as<float>(),
                           .tile_max = tile_max(n)},
                          stream_.get()));

@@ -11,6 +11,7 @@
 #include <mutex>
 #include <thread>
 
+#include "backend/cuda/per_layer_table.h"
 #include "backend/cuda/tiles.h"
 
 namespace jewel::cuda {
@@ -40,6 +41,10 @@ struct Piece {
   int64_t first_row = 0;
   int64_t n_rows = 0;
 };
+
+int64_t per_layer_columns(const TextConfig& text) {
+  return int64_t{text.n_layers} * text.hidden_size_per_layer_input;
+}
 
 std::string shape_text(const LinearWeight& linear) {
   return fmt::format("{} x {}", linear.out(), linear.in());
@@ -75,10 +80,14 @@ class DeviceWeights::Loader {
     const TextConfig& text = config_.text;
     out.embed_tokens = plain<__nv_bfloat16>(weights_.embed_tokens, "embed_tokens");
     if (text.hidden_size_per_layer_input > 0) {
-      if (ple_on_device_) {
-        out.embed_tokens_per_layer =
-            plain<__nv_bfloat16>(weights_.embed_tokens_per_layer, "embed_tokens_per_layer");
+      if (text.vocab_size_per_layer_input < text.vocab_size) {
+        fail(unsupported(fmt::format("config: vocab_size_per_layer_input is {}, less than vocab_size {}",
+                                     text.vocab_size_per_layer_input, text.vocab_size)));
       }
+      if (ple_on_device_) {
+        out.per_layer_table = plain<__nv_bfloat16>(weights_.embed_tokens_per_layer, "embed_tokens_per_layer");
+      }
+      out.pad_per_layer = carver_.take<__nv_bfloat16>(static_cast<size_t>(per_layer_columns(text)));
       out.per_layer_model_projection = tile({{&weights_.per_layer_model_projection, RowOrder::kPlain}});
       out.per_layer_projection_norm = vector(weights_.per_layer_projection_norm);
     }
@@ -157,7 +166,7 @@ class DeviceWeights::Loader {
   }
 
   template <typename T>
-  const T* plain(const TensorView& view, std::string_view name) {
+  T* plain(const TensorView& view, std::string_view name) {
     if (view.dtype != DType::kBF16) {
       fail(unsupported(fmt::format("{}: found {}, the CUDA backend expects BF16; use --device cpu", name,
                                    dtype_name(view.dtype))));
@@ -423,6 +432,13 @@ Result<std::unique_ptr<DeviceWeights>> DeviceWeights::load(const ModelConfig& co
     JEWEL_TRY(out->put_ple_on_host(weights.embed_tokens_per_layer, options.n_threads));
     out->times_.ple_host_s = seconds_since(table);
   }
+  if (has_ple) {
+    const int64_t columns = per_layer_columns(config.text);
+    JEWEL_CUDA_TRY(cudaMemcpy(out->pad_per_layer, out->per_layer_table + columns * config.text.pad_token_id,
+                              sizeof(__nv_bfloat16) * static_cast<size_t>(columns), cudaMemcpyDefault),
+                   "the per-layer table");
+    JEWEL_TRY(make_per_layer_table(config.text, *out, options.portable));
+  }
   return out;
 }
 
@@ -493,11 +509,11 @@ Result<void> DeviceWeights::put_ple_on_host(const TensorView& table, int n_threa
     });
   }
   for (std::thread& thread : threads) thread.join();
-  JEWEL_CUDA_TRY(cudaHostRegister(memory, bytes, cudaHostRegisterMapped | cudaHostRegisterReadOnly),
+  JEWEL_CUDA_TRY(cudaHostRegister(memory, bytes, cudaHostRegisterMapped),
                  "locking the per-layer embedding table in host memory");
   void* device = nullptr;
   JEWEL_CUDA_TRY(cudaHostGetDevicePointer(&device, memory, 0), "mapping the per-layer embedding table");
-  embed_tokens_per_layer = static_cast<const __nv_bfloat16*>(device);
+  per_layer_table = static_cast<__nv_bfloat16*>(device);
   return {};
 }
 

@@ -1,9 +1,9 @@
 // The model's weights on the device, laid out for the kernels, and how they get there.
 //
 // Linear weights are fragment tiles (tiles.h), one copy for decode and prefill; the embedding table is plain
-// BF16 rows; the per-layer embedding table lies on the device or in page-locked host memory that kernels
-// read directly. Norms and scales are float32. Loading maps nothing twice: worker threads copy the mapped
-// files through small page-locked buffers, each on its own stream, and kernels lay the rows out.
+// BF16 rows; the per-layer table (per_layer_table.h) lies on the device or in page-locked host memory that
+// kernels read directly. Norms and scales are float32. Loading maps nothing twice: worker threads copy the
+// mapped files through small page-locked buffers, each on its own stream, and kernels lay the rows out.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -82,6 +82,7 @@ struct LoadOptions {
   bool head_fp8 = false;  // the head in FP8 with a scale a row, made while loading
   PlePlace ple = PlePlace::kAuto;
   size_t wanted_free_bytes = 0;  // kAuto: the table goes to the device if this much stays free
+  bool portable = false;         // the per-layer table by the kernels of sm_80 and sm_89
   int n_threads = 8;
   std::function<void(size_t done, size_t total)> progress;
 };
@@ -102,8 +103,9 @@ class DeviceWeights {
   DeviceWeights(const DeviceWeights&) = delete;
   DeviceWeights& operator=(const DeviceWeights&) = delete;
 
-  const __nv_bfloat16* embed_tokens = nullptr;            // [vocab, hidden]
-  const __nv_bfloat16* embed_tokens_per_layer = nullptr;  // [vocab_per_layer, layers * P]
+  const __nv_bfloat16* embed_tokens = nullptr;  // [vocab, hidden]
+  __nv_bfloat16* per_layer_table = nullptr;     // [vocab_per_layer, layers * P]: tokens' per-layer inputs
+  __nv_bfloat16* pad_per_layer = nullptr;       // [layers * P]: the row of pad of embed_tokens_per_layer
   bool ple_on_device = true;
   DeviceLinear per_layer_model_projection;
   const float* per_layer_projection_norm = nullptr;

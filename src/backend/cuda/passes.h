@@ -31,8 +31,9 @@ struct PassContext {
 // Rows of prompts, as device arrays.
 struct PromptRows {
   int n = 0;
-  const int32_t* ids = nullptr;             // pad at placeholders
+  const int32_t* ids = nullptr;             // negative: a soft token; pad at other placeholders
   const float* const* soft_rows = nullptr;  // [n], null entries: no soft token
+  bool any_soft = false;
   const int32_t* positions = nullptr;
   const int32_t* slots = nullptr;
   const int32_t* chunk_rows = nullptr;  // [n_chunks + 1]
@@ -47,8 +48,8 @@ class PromptPass {
   virtual ~PromptPass() = default;
 
   virtual Result<void> enqueue(const PromptRows& rows, cudaStream_t stream) = 0;
-  // Of the asked rows, [n_asked, hidden]: their embeddings, and their residual streams before the first
-  // shared layer.
+  // Of the asked rows, [n_asked, hidden]: their embeddings, where there is any soft token, and their residual
+  // streams before the first shared layer.
   virtual const float* asked_embeddings() const = 0;
   virtual const float* asked_residuals() const = 0;
 };
@@ -56,15 +57,15 @@ class PromptPass {
 // Rows that decode, or asked rows of prompts; at most kMaxDecodeRows.
 struct TailRows {
   int n = 0;
-  const int32_t* ids = nullptr;
+  const int32_t* ids = nullptr;        // negative: a soft token
   const int32_t* positions = nullptr;  // negative: a row of padding
   const int32_t* slots = nullptr;
   int max_context = 0;  // no row stands at or beyond it
-  // Asked rows: [n, hidden]; null: rows begin with the embeddings that launch_begin_rows() left, at layer 0.
-  const float* embeddings = nullptr;
+  // Asked rows: [n, hidden]; null: rows begin at layer 0 with what launch_begin_rows() left.
   const float* residuals = nullptr;
-  float* logits = nullptr;    // [n, vocab]
-  float* tile_max = nullptr;  // DecodeStep's
+  const float* soft_embeddings = nullptr;  // of asked rows, [n, hidden], where an id is negative
+  float* logits = nullptr;                 // [n, vocab]
+  float* tile_max = nullptr;               // DecodeStep's
 };
 
 class TailPass {
@@ -78,12 +79,10 @@ class TailPass {
   virtual Result<void> enqueue(const TailRows& rows, cudaStream_t stream) = 0;
 };
 
-// Shared by both: the scale of embeddings, and per-layer inputs.
-float embedding_scale(const TextConfig& text);
-
+// Shared by both.
 struct PerLayerCall {
   const PassContext& context;
-  float* c = nullptr;  // [n, n_layers * P]: the projections, in place
+  float* c = nullptr;  // [n, n_layers * P]: the projections of soft tokens, in place
   const int32_t* ids = nullptr;
   int n = 0;
   int first_layer = 0;

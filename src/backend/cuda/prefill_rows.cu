@@ -107,50 +107,89 @@ __global__ void __launch_bounds__(kThreads) residual_norm_kernel(const ResidualN
   store_row<kThreads>(norm.input, row, norm.columns, v, scratch);
 }
 
-// A warp takes one row of one layer: width / 128 groups of 4 columns a lane (width 64: half of the lanes).
+// One layer of one row by a warp: width / 128 groups of 4 columns a lane (width 64: half of the lanes).
 template <int kGroups>
-__global__ void __launch_bounds__(128) per_layer_inputs_kernel(const PerLayerInputs inputs) {
+struct LayerRow {
+  float4 v[kGroups];
+
+  __device__ __forceinline__ void load(const __nv_bfloat16* from, int width) {
+    each_group(width, [&](int i, int column) { v[i] = load_bf16x4(from + column); });
+  }
+
+  // From a row of embed_tokens_per_layer to per-layer inputs.
+  __device__ __forceinline__ void add(const PerLayerNorm& norm, const float* projection) {
+    float4 c[kGroups] = {};
+    float sum = 0;
+    each_group(norm.width, [&](int i, int column) {
+      const float4 p = *reinterpret_cast<const float4*>(projection + column);
+      c[i] = {p.x * norm.projection_scale, p.y * norm.projection_scale, p.z * norm.projection_scale,
+              p.w * norm.projection_scale};
+      sum += sum_of_squares(c[i]);
+    });
+    const float scale =
+        1.0f / sqrtf(block_reduce<32, false>(sum, nullptr) / static_cast<float>(norm.width) + norm.eps);
+    constexpr float kCombine = 0.70710678118654752f;
+    each_group(norm.width, [&](int i, int column) {
+      const float4 w = *reinterpret_cast<const float4*>(norm.weight + column);
+      v[i] = {(c[i].x * scale * w.x + v[i].x * norm.token_scale) * kCombine,
+              (c[i].y * scale * w.y + v[i].y * norm.token_scale) * kCombine,
+              (c[i].z * scale * w.z + v[i].z * norm.token_scale) * kCombine,
+              (c[i].w * scale * w.w + v[i].w * norm.token_scale) * kCombine};
+    });
+  }
+
+  template <class Do>
+  static __device__ __forceinline__ void each_group(int width, Do&& act) {
+#pragma unroll
+    for (int i = 0; i < kGroups; ++i) {
+      const int column = 4 * static_cast<int>(threadIdx.x % 32) + 128 * i;
+      if (column < width) act(i, column);
+    }
+  }
+};
+
+constexpr int kLayerRows = 4;  // of a block: one a warp
+
+template <int kGroups>
+__global__ void __launch_bounds__(32 * kLayerRows) per_layer_table_kernel(const PerLayerTable table) {
+  wait_for_previous();
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kLayerRows + threadIdx.x / 32;
+  if (item >= static_cast<int64_t>(table.rows) * table.n_layers) return;
+  __nv_bfloat16* at = table.table + item * table.norm.width;
+  LayerRow<kGroups> row;
+  row.load(at, table.norm.width);
+  row.add(table.norm, table.c + item * table.norm.width);
+  row.each_group(table.norm.width, [&](int i, int column) {
+    const __nv_bfloat162 low = __floats2bfloat162_rn(row.v[i].x, row.v[i].y),
+                         high = __floats2bfloat162_rn(row.v[i].z, row.v[i].w);
+    *reinterpret_cast<uint2*>(at + column) = {reinterpret_cast<const uint32_t&>(low),
+                                              reinterpret_cast<const uint32_t&>(high)};
+  });
+}
+
+template <int kGroups>
+__global__ void __launch_bounds__(32 * kLayerRows) per_layer_inputs_kernel(const PerLayerInputs inputs) {
   release_next_kernel();
-  const int64_t item = static_cast<int64_t>(blockIdx.x) * 4 + threadIdx.x / 32;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * kLayerRows + threadIdx.x / 32;
   if (item >= static_cast<int64_t>(inputs.rows) * inputs.n_layers) return;
-  const int64_t row = item / inputs.n_layers;
-  const int layer = static_cast<int>(item % inputs.n_layers), lane = static_cast<int>(threadIdx.x % 32);
-  const int n = inputs.width / 4;
-  auto* c = reinterpret_cast<float4*>(inputs.c + item * inputs.width);
-  const __nv_bfloat16* token = inputs.table + inputs.ids[row] * inputs.table_columns +
-                               static_cast<int64_t>(inputs.first_layer + layer) * inputs.width;
+  const int width = inputs.norm.width;
+  const int64_t id = inputs.ids[item / inputs.n_layers];
+  const int64_t layer = inputs.first_layer + item % inputs.n_layers;
+  float* c = inputs.c + item * width;
   // What the kernel ahead does not write, and may come over PCIe, is asked for before the wait.
-  float4 v[kGroups] = {}, e[kGroups], w[kGroups];
-#pragma unroll
-  for (int i = 0; i < kGroups; ++i) {
-    const int group = lane + 32 * i;
-    if (group >= n) continue;
-    e[i] = load_bf16x4(token + 4 * group);
-    w[i] = reinterpret_cast<const float4*>(inputs.weight)[group];
-  }
+  LayerRow<kGroups> row;
+  row.load((id < 0 ? inputs.pad : inputs.table + id * inputs.table_columns) + layer * width, width);
   wait_for_last_kernel();
-  float sum = 0;
-#pragma unroll
-  for (int i = 0; i < kGroups; ++i) {
-    const int group = lane + 32 * i;
-    if (group >= n) continue;
-    v[i] = c[group];
-    v[i] = {v[i].x * inputs.projection_scale, v[i].y * inputs.projection_scale,
-            v[i].z * inputs.projection_scale, v[i].w * inputs.projection_scale};
-    sum += sum_of_squares(v[i]);
-  }
-  const float scale =
-      1.0f / sqrtf(block_reduce<32, false>(sum, nullptr) / static_cast<float>(inputs.width) + inputs.eps);
-  constexpr float kCombine = 0.70710678118654752f;
-#pragma unroll
-  for (int i = 0; i < kGroups; ++i) {
-    const int group = lane + 32 * i;
-    if (group >= n) continue;
-    c[group] = {(v[i].x * scale * w[i].x + e[i].x * inputs.token_scale) * kCombine,
-                (v[i].y * scale * w[i].y + e[i].y * inputs.token_scale) * kCombine,
-                (v[i].z * scale * w[i].z + e[i].z * inputs.token_scale) * kCombine,
-                (v[i].w * scale * w[i].w + e[i].w * inputs.token_scale) * kCombine};
-  }
+  if (id < 0) row.add(inputs.norm, c);
+  row.each_group(width, [&](int i, int column) { *reinterpret_cast<float4*>(c + column) = row.v[i]; });
+}
+
+bool fits(const PerLayerNorm& norm) {
+  return norm.width > 0 && norm.width % 64 == 0 && norm.width <= 512;
+}
+
+dim3 layer_row_blocks(int rows, int n_layers) {
+  return static_cast<unsigned>((int64_t{rows} * n_layers + kLayerRows - 1) / kLayerRows);
 }
 
 __global__ void __launch_bounds__(kThreads) gather_rows_kernel(const GatherRows gather) {
@@ -188,12 +227,18 @@ cudaError_t launch_residual_norm(const ResidualNorm& norm, cudaStream_t stream) 
 
 #undef JEWEL_BY_COLUMNS
 
+cudaError_t launch_per_layer_table(const PerLayerTable& table, cudaStream_t stream) {
+  if (!fits(table.norm)) return cudaErrorInvalidValue;
+  if (table.rows == 0 || table.n_layers == 0) return cudaSuccess;
+  return launch_dependent(table.norm.width <= 256 ? per_layer_table_kernel<2> : per_layer_table_kernel<4>,
+                          layer_row_blocks(table.rows, table.n_layers), 32 * kLayerRows, 0, stream, table);
+}
+
 cudaError_t launch_per_layer_inputs(const PerLayerInputs& inputs, cudaStream_t stream) {
-  if (inputs.width <= 0 || inputs.width % 64 != 0 || inputs.width > 512) return cudaErrorInvalidValue;
-  const int64_t items = static_cast<int64_t>(inputs.rows) * inputs.n_layers;
-  if (items == 0) return cudaSuccess;
-  return launch_dependent(inputs.width <= 256 ? per_layer_inputs_kernel<2> : per_layer_inputs_kernel<4>,
-                          dim3(static_cast<unsigned>((items + 3) / 4)), 128, 0, stream, inputs);
+  if (!fits(inputs.norm)) return cudaErrorInvalidValue;
+  if (inputs.rows == 0 || inputs.n_layers == 0) return cudaSuccess;
+  return launch_dependent(inputs.norm.width <= 256 ? per_layer_inputs_kernel<2> : per_layer_inputs_kernel<4>,
+                          layer_row_blocks(inputs.rows, inputs.n_layers), 32 * kLayerRows, 0, stream, inputs);
 }
 
 cudaError_t launch_gather_rows(const GatherRows& gather, cudaStream_t stream) {

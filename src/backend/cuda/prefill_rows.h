@@ -32,7 +32,7 @@ struct ProductInputOut {
 
 // h[row] = E[ids[row]] * scale, or the soft token soft_rows[row] points to (unscaled) where it is not null.
 struct EmbedRows {
-  const int32_t* ids = nullptr;             // [rows]
+  const int32_t* ids = nullptr;             // [rows]; not read where there is a soft token
   const float* const* soft_rows = nullptr;  // [rows] pointers to FP32 [hidden]; null: no soft tokens
   const __nv_bfloat16* table = nullptr;     // [vocab, hidden]
   float scale = 1;
@@ -63,23 +63,41 @@ struct ResidualNorm {
 };
 cudaError_t launch_residual_norm(const ResidualNorm& norm, cudaStream_t stream);
 
-// c = (RMS(c * projection_scale; weight) + table[ids[row], first_layer * width ...] * token_scale) * 2^-1/2,
-// in place, where c comes from per_layer_model_projection: per row, per layer, over `width` columns. The
-// table may lie in device memory or in page-locked host memory.
+// Per-layer inputs are (RMS(c * projection_scale; weight) + token * token_scale) * 2^-1/2 over the `width`
+// columns of a layer, where c = per_layer_model_projection of a row's embedding and `token` is the row of
+// embed_tokens_per_layer.
+struct PerLayerNorm {
+  const float* weight = nullptr;  // [width]
+  float projection_scale = 1;     // hidden^-1/2
+  float token_scale = 16;         // bf16(sqrt(width))
+  int width = 0;                  // a multiple of 64, at most 512
+  float eps = 0;
+};
+
+// table[row] = the per-layer inputs of c[row] and table[row]. The table may lie in device memory or in
+// page-locked host memory.
+struct PerLayerTable {
+  PerLayerNorm norm;
+  const float* c = nullptr;        // [rows, n_layers * width]
+  __nv_bfloat16* table = nullptr;  // [rows, n_layers * width]
+  int rows = 0;
+  int n_layers = 0;
+};
+cudaError_t launch_per_layer_table(const PerLayerTable& table, cudaStream_t stream);
+
+// c[row] = table[ids[row]], of layers from first_layer on; where ids[row] is negative, a soft token, the
+// per-layer inputs of c[row] and the row of pad.
 struct PerLayerInputs {
+  PerLayerNorm norm;
   float* c = nullptr;  // [rows, n_layers * width]
-  // [rows]; pad at placeholders. Read before the wait: complete before the kernel ahead of this one starts.
+  // [rows]. Read before the wait: complete before the kernel ahead of this one starts.
   const int32_t* ids = nullptr;
-  const __nv_bfloat16* table = nullptr;  // [vocab, table_columns]
+  const __nv_bfloat16* table = nullptr;  // [vocab, table_columns] of launch_per_layer_table()
+  const __nv_bfloat16* pad = nullptr;    // [table_columns], of embed_tokens_per_layer
   int64_t table_columns = 0;             // layers of the model * width
-  const float* weight = nullptr;         // [width]
-  float projection_scale = 1;            // hidden^-1/2
-  float token_scale = 16;                // bf16(sqrt(width))
   int rows = 0;
   int first_layer = 0;
   int n_layers = 0;
-  int width = 0;  // a multiple of 64, at most 512
-  float eps = 0;
 };
 cudaError_t launch_per_layer_inputs(const PerLayerInputs& inputs, cudaStream_t stream);
 

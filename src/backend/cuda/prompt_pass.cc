@@ -1,8 +1,8 @@
 #include <algorithm>
-#include <cmath>
 
 #include "backend/cuda/attention_prefill.h"
 #include "backend/cuda/passes.h"
+#include "backend/cuda/per_layer_table.h"
 #include "backend/cuda/prefill_product.h"
 #include "backend/cuda/prefill_rows.h"
 #include "backend/cuda/product_weight.h"
@@ -12,11 +12,6 @@
 
 namespace jewel::cuda {
 namespace {
-
-// What a BF16 model makes of a scalar that its reference holds in BF16.
-float rounded_to_bf16(float value) {
-  return __bfloat162float(__float2bfloat16(value));
-}
 
 // A product's input, in the form that its weights take.
 struct Input {
@@ -62,10 +57,12 @@ class Prompts final : public PromptPass {
                             .input = {.form = InputForm::kBF16ProductOrder, .data = x_, .stride = hidden}},
                            stream));
     show(Stage::kEmbed, -1, h_, StageForm::kF32, hidden);
-    keep(enqueue_gather(h_, hidden, rows.asked, rows.n_asked, asked_embeddings_, stream));
+    if (rows.any_soft) keep(enqueue_gather(h_, hidden, rows.asked, rows.n_asked, asked_embeddings_, stream));
     if (p > 0) {
-      if (c_.stages.on()) residual(nullptr, nullptr, 1, &c_.weights.per_layer_model_projection, nullptr);
-      product(c_.weights.per_layer_model_projection.rows(0, n_layers_ * p), {.data = x_}, ple_);
+      if (rows.any_soft) {
+        if (c_.stages.on()) residual(nullptr, nullptr, 1, &c_.weights.per_layer_model_projection, nullptr);
+        product(c_.weights.per_layer_model_projection.rows(0, n_layers_ * p), {.data = x_}, ple_);
+      }
       keep(enqueue_per_layer_inputs(
           {.context = c_, .c = ple_, .ids = rows.ids, .n = rows.n, .n_layers = n_layers_}, stream));
     }
@@ -269,25 +266,18 @@ Result<std::unique_ptr<PromptPass>> PromptPass::make(const PassContext& context,
   return std::unique_ptr<PromptPass>(std::move(pass));
 }
 
-float embedding_scale(const TextConfig& text) {
-  return rounded_to_bf16(std::sqrt(static_cast<float>(text.hidden_size)));
-}
-
 cudaError_t enqueue_per_layer_inputs(const PerLayerCall& call, cudaStream_t stream) {
   const TextConfig& text = call.context.config.text;
-  const int p = text.hidden_size_per_layer_input;
-  return launch_per_layer_inputs({.c = call.c,
+  const DeviceWeights& weights = call.context.weights;
+  return launch_per_layer_inputs({.norm = per_layer_norm(text, weights),
+                                  .c = call.c,
                                   .ids = call.ids,
-                                  .table = call.context.weights.embed_tokens_per_layer,
-                                  .table_columns = int64_t{text.n_layers} * p,
-                                  .weight = call.context.weights.per_layer_projection_norm,
-                                  .projection_scale = 1.0f / std::sqrt(static_cast<float>(text.hidden_size)),
-                                  .token_scale = rounded_to_bf16(std::sqrt(static_cast<float>(p))),
+                                  .table = weights.per_layer_table,
+                                  .pad = weights.pad_per_layer,
+                                  .table_columns = int64_t{text.n_layers} * text.hidden_size_per_layer_input,
                                   .rows = call.n,
                                   .first_layer = call.first_layer,
-                                  .n_layers = call.n_layers,
-                                  .width = p,
-                                  .eps = text.rms_norm_eps},
+                                  .n_layers = call.n_layers},
                                  stream);
 }
 

@@ -12,29 +12,40 @@ __global__ void page_updates(int32_t* tables, const PageUpdate* updates, int n) 
 
 constexpr int kBeginThreads = 256;
 
-// A block a row.
+constexpr int kPartColumns = 8 * kBeginThreads;  // of per-layer inputs
+
+__device__ __forceinline__ void begin_row(const BeginRows& b, int row, int32_t id, const DecodeRow& r) {
+  b.to.ids[row] = id;
+  b.to.positions[row] = r.position, b.to.slots[row] = r.slot, b.to.sampled_at[row] = r.sampled_at;
+  b.to.allowed[row] = r.allowed, b.to.n_top[row] = r.n_top;
+  if (row == 0) *b.also_ids_at = b.also_ids;
+}
+
+// Blocks [row, part]: part 0 takes the embedding, each of the others kPartColumns of the per-layer inputs.
 __global__ void __launch_bounds__(kBeginThreads) begin_rows(const __grid_constant__ BeginRows b) {
   __shared__ int32_t shared_id;
-  const int row = static_cast<int>(blockIdx.x);
+  const int row = static_cast<int>(blockIdx.x), part = static_cast<int>(blockIdx.y);
   if (threadIdx.x == 0) {
     const DecodeRow r = b.rows[row];
     const int32_t id = r.given >= 0 ? r.given : b.last_tokens[r.slot];
     shared_id = id >= 0 ? id : 0;  // a slot whose row found nothing to sample: the host ends it
-    b.to.ids[row] = shared_id;
-    b.to.positions[row] = r.position, b.to.slots[row] = r.slot, b.to.sampled_at[row] = r.sampled_at;
-    b.to.allowed[row] = r.allowed, b.to.n_top[row] = r.n_top;
-    if (row == 0) *b.also_ids_at = b.also_ids;
+    if (part == 0) begin_row(b, row, shared_id, r);
   }
   __syncthreads();
-  const __nv_bfloat16* from = b.table + static_cast<int64_t>(shared_id) * b.hidden;
-  for (int k = 4 * static_cast<int>(threadIdx.x); k < b.hidden; k += 4 * kBeginThreads) {
-    const float4 e = load_bf16x4(from + k);
-    const float v[4] = {e.x * b.scale, e.y * b.scale, e.z * b.scale, e.w * b.scale};
-    *reinterpret_cast<float4*>(b.h + int64_t{row} * b.hidden + k) = make_float4(v[0], v[1], v[2], v[3]);
-    if (b.x == nullptr) continue;
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      b.x[x_index(b.x_order, row, k + i, b.n, b.hidden)] = __float2bfloat16_rn(v[i]);
+  const int64_t id = shared_id;
+  if (part == 0) {
+    const __nv_bfloat16* from = b.table + id * b.hidden;
+    for (int k = 4 * static_cast<int>(threadIdx.x); k < b.hidden; k += 4 * kBeginThreads) {
+      const float4 e = load_bf16x4(from + k);
+      *reinterpret_cast<float4*>(b.h + int64_t{row} * b.hidden + k) = {e.x * b.scale, e.y * b.scale,
+                                                                       e.z * b.scale, e.w * b.scale};
+    }
+  } else if (const int column = (part - 1) * kPartColumns + 8 * static_cast<int>(threadIdx.x);
+             column < b.per_layer_columns) {
+    const uint4 raw = *reinterpret_cast<const uint4*>(b.per_layer_table + id * b.per_layer_columns + column);
+    auto* to = reinterpret_cast<float4*>(b.per_layer_inputs + int64_t{row} * b.per_layer_columns + column);
+    to[0] = widened_bf16x4({raw.x, raw.y});
+    to[1] = widened_bf16x4({raw.z, raw.w});
   }
   __threadfence();
 }
@@ -62,9 +73,11 @@ cudaError_t launch_page_updates(int32_t* tables, const PageUpdate* updates, int 
 }
 
 cudaError_t launch_begin_rows(const BeginRows& begin, cudaStream_t stream) {
-  if (begin.hidden % 4 != 0) return cudaErrorInvalidValue;
+  if (begin.hidden % 4 != 0 || begin.per_layer_columns % 8 != 0) return cudaErrorInvalidValue;
   if (begin.n == 0) return cudaSuccess;
-  begin_rows<<<static_cast<unsigned>(begin.n), kBeginThreads, 0, stream>>>(begin);
+  const int parts = 1 + (begin.per_layer_columns + kPartColumns - 1) / kPartColumns;
+  const dim3 grid(static_cast<unsigned>(begin.n), static_cast<unsigned>(parts));
+  begin_rows<<<grid, kBeginThreads, 0, stream>>>(begin);
   return cudaGetLastError();
 }
 

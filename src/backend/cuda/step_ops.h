@@ -40,8 +40,9 @@ struct DecodeRows {
 };
 
 // What stands in front of a decode step: descriptions, which come as the kernel's argument (a copy would have
-// to be waited for, and so would memory of the host), token ids, and the rows' embeddings. The kernels behind
-// it may start early and read what it wrote before they wait, so it lets none start before it has ended.
+// to be waited for, and so would memory of the host), token ids, and what a token's row of two tables says:
+// its embedding and its per-layer inputs. The kernels behind it may start early and read what it wrote before
+// they wait, so it lets none start before it has ended.
 struct BeginRows {
   DecodeRow rows[kMaxDecodeRows];  // of them n
   int n = 0;
@@ -53,10 +54,12 @@ struct BeginRows {
 
   const __nv_bfloat16* table = nullptr;  // [vocab, hidden]
   float scale = 1;
-  int hidden = 0;              // a multiple of 4
-  float* h = nullptr;          // [n, hidden]
-  __nv_bfloat16* x = nullptr;  // the same as a product's input, in x_order; null: not wanted
-  XOrder x_order = XOrder::kSlots;
+  int hidden = 0;      // a multiple of 4
+  float* h = nullptr;  // [n, hidden]
+
+  const __nv_bfloat16* per_layer_table = nullptr;  // [vocab, per_layer_columns]
+  int per_layer_columns = 0;                       // a multiple of 8; 0: a model without
+  float* per_layer_inputs = nullptr;               // [n, per_layer_columns]
 };
 cudaError_t launch_begin_rows(const BeginRows& begin, cudaStream_t stream);
 

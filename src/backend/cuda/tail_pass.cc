@@ -2,6 +2,7 @@
 
 #include "backend/cuda/decode_step.h"
 #include "backend/cuda/passes.h"
+#include "backend/cuda/per_layer_table.h"
 
 namespace jewel::cuda {
 namespace {
@@ -45,10 +46,9 @@ class Tail final : public TailPass {
     begin.scale = embedding_scale(text_);
     begin.hidden = text_.hidden_size;
     begin.h = buffers_.h[0];
-    if (text_.hidden_size_per_layer_input > 0) {
-      begin.x = static_cast<__nv_bfloat16*>(buffers_.x);
-      begin.x_order = x_order_of(projection(0), begin.n, c_.portable);
-    }
+    begin.per_layer_table = c_.weights.per_layer_table;
+    begin.per_layer_columns = text_.n_layers * text_.hidden_size_per_layer_input;
+    begin.per_layer_inputs = ple_;
     return begin;
   }
 
@@ -59,22 +59,19 @@ class Tail final : public TailPass {
     const int first = rows.residuals ? text_.first_shared_layer() : 0;
     const int n_layers = text_.n_layers - first;
     float* h = buffers_.h[0];
-    if (!rows.embeddings && c_.stages.on()) {
+    if (!rows.residuals && c_.stages.on()) {
       JEWEL_TRY(c_.stages.show(Stage::kEmbed, -1, h, StageForm::kF32, rows.n, hidden, stream));
     }
-    if (p > 0 && n_layers > 0) {
-      DecodeProduct product{.w = projection(first),
-                            .rows = rows.n,
-                            .x_scratch = buffers_.x,
-                            .out = ple_,
-                            .portable = c_.portable};
-      if (rows.embeddings || c_.stages.on()) {  // an observer may have changed what it left
-        product.norm.h = rows.embeddings ? rows.embeddings : h;
-      } else {  // behind launch_begin_rows(), nothing of the chain starts early
-        product.x = buffers_.x, product.x_order = x_order_of(product.w, rows.n, c_.portable);
-        product.overlap = false;
+    if (rows.residuals && p > 0 && n_layers > 0) {
+      if (rows.soft_embeddings) {
+        DecodeProduct product{.w = projection(first),
+                              .rows = rows.n,
+                              .x_scratch = buffers_.x,
+                              .out = ple_,
+                              .portable = c_.portable};
+        product.norm.h = rows.soft_embeddings;
+        JEWEL_CUDA_TRY(launch_decode_product(product, stream), "the per-layer projection");
       }
-      JEWEL_CUDA_TRY(launch_decode_product(product, stream), "the per-layer projection");
       JEWEL_CUDA_TRY(enqueue_per_layer_inputs({.context = c_,
                                                .c = ple_,
                                                .ids = rows.ids,
