@@ -629,32 +629,33 @@ struct RingPages {
   }
 };
 
-// By all of a team: brings keys or values of a tile but those of the newest position.
+// By all of a team: brings what a tile has of keys or values, kRows rows a copy, from the rows' places in
+// memory plus `offset` to `to` plus place(row). The newest position's is not wanted.
+template <int kRows, class S, class Place>
+__device__ __forceinline__ void bring_rows(uint32_t to, const Place& place, uint64_t* there,
+                                           const Keys<S>& keys, size_t offset, const RingPages& pages, int n,
+                                           int first, const Lane<S>& at) {
+  constexpr int kParts = kTileKeys / kRows / S::kTeamWarps, kBytes = kRows * S::kRowBytes;
+  const int parts = (min(keys.newest - first, kTileKeys) + kRows - 1) / kRows;
+  const int part = at.warp * kParts + at.lane % kParts;
+  const uint32_t barrier = shared_address(there);
+  if (at.team_thread == 0) expect_bulk(static_cast<uint32_t>(parts * kBytes), barrier);
+  const int32_t page = pages.of(n, part / (16 / kRows));
+  if (at.lane < kParts && part < parts) {
+    fetch_bulk(to + place(kRows * part), keys.row(first + kRows * part, page) + offset, kBytes, barrier);
+  }
+}
 template <class S>
 __device__ __forceinline__ void bring_keys(std::byte* place, uint64_t* there, const Keys<S>& keys,
                                            const RingPages& pages, int n, int first, const Lane<S>& at) {
-  constexpr int kRows = kTileKeys / S::kTeamWarps;
-  const int rows = min(keys.newest - first, kTileKeys), row = at.warp * kRows + at.lane % kRows;
-  const uint32_t barrier = shared_address(there);
-  if (at.team_thread == 0) expect_bulk(static_cast<uint32_t>(rows * S::kRowBytes), barrier);
-  const int32_t page = pages.of(n, row / 16);
-  if (at.lane < kRows && row < rows) {
-    fetch_bulk(shared_address(place) + RingTile<S>::k_place(row, 0), keys.row(first + row, page),
-               S::kRowBytes, barrier);
-  }
+  const auto place_of = [](int row) { return RingTile<S>::k_place(row, 0); };
+  bring_rows<1>(shared_address(place), place_of, there, keys, 0, pages, n, first, at);
 }
 template <class S>
 __device__ __forceinline__ void bring_values(std::byte* place, uint64_t* there, const Keys<S>& keys,
                                              const RingPages& pages, int n, int first, const Lane<S>& at) {
-  constexpr int kParts = kTileKeys / 4 / S::kTeamWarps;  // of four rows
-  const int parts = (min(keys.newest - first, kTileKeys) + 3) / 4, part = at.warp * kParts + at.lane % kParts;
-  const uint32_t barrier = shared_address(there);
-  if (at.team_thread == 0) expect_bulk(static_cast<uint32_t>(parts * 4 * S::kRowBytes), barrier);
-  const int32_t page = pages.of(n, part / 4);
-  if (at.lane < kParts && part < parts) {
-    fetch_bulk(shared_address(place) + RingTile<S>::v_place(4 * part, 0),
-               keys.row(first + 4 * part, page) + keys.v_offset, 4 * S::kRowBytes, barrier);
-  }
+  const auto place_of = [](int row) { return RingTile<S>::v_place(row, 0); };
+  bring_rows<4>(shared_address(place), place_of, there, keys, keys.v_offset, pages, n, first, at);
 }
 
 // Before the queries are there: the first two tiles are on their way.

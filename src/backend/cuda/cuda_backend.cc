@@ -451,7 +451,7 @@ class Cuda final : public CudaBackend {
                       .also_ids = results.decode_ids + first,
                       .also_ids_at = rows_->also_ids};
       std::copy_n(host.decode + first, rows, begin.rows);
-      begin = tail_->beginning(begin);
+      tail_->describe(begin);
       if (options_.graphs && !stages_.on()) {
         Graph& graph = graphs_[{first, rows, context, !samples ? 0 : by_tiles ? 2 : 1}];
         if (graph.get()) {

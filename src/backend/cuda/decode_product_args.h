@@ -86,6 +86,12 @@ __device__ __forceinline__ float row_scale_of(const ProductArgs& a, int row) {
   return a.row_scale == nullptr ? a.x_scale : __fmul_rn(__ldg(a.row_scale + row), a.x_scale);
 }
 
+// Scales of the two rows of a tile that a lane of wgmma's sums has.
+__device__ __forceinline__ float2 lane_scales(const ProductArgs& a, int row_tile, int lane) {
+  const int row = min(row_tile, a.row_tiles - 1) * 16 + lane / 4;
+  return {row_scale_of(a, row), row_scale_of(a, row + 8)};
+}
+
 // Scales of the one or two rows of a tile that thread `tid` finishes.
 __device__ __forceinline__ float2 tile_scales(const ProductArgs& a, DecodeOut kind, int row_tile, int tid) {
   const auto scale_of = [&](int row) { return row_scale_of(a, row); };
@@ -102,14 +108,8 @@ __device__ __forceinline__ void store_largest(const ProductArgs& a, int row, int
   for (int step = 8; step > 0; step /= 2) logit = fmaxf(logit, __shfl_xor_sync(lanes, logit, step));
   if (threadIdx.x % 16 == 0) a.tile_max[int64_t{row} * logit_tile_stride(a.n) + row_tile] = logit;
 }
-// The same of the 8 that lanes of equal t hold, g = 0 .. 7.
-__device__ __forceinline__ float largest_of_g(float logit) {
-#pragma unroll
-  for (int step = 4; step < 32; step *= 2) logit = fmaxf(logit, __shfl_xor_sync(~0u, logit, step));
-  return logit;
-}
-
-// The same of four or eight values each: lane g gets that of value g.
+// The same of the 8 that lanes of equal t hold, g = 0 .. 7, for kValues values (1, 4 or 8): lane g gets that
+// of value g % kValues.
 template <int kValues>
 __device__ __forceinline__ float largest_of_g(float (&x)[kValues], int g) {
 #pragma unroll

@@ -84,11 +84,7 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
   constexpr int kLanes = kGroupThreads / kBlocks;  // whose sums a block adds
   const int who = rank * kLanes + tid % kLanes;    // of the 128, this thread's
   // Asked for long before they are wanted.
-  const auto scales_of = [&](int of_group) {
-    const int row = min(4 * of_group + who / 32, a.row_tiles - 1) * 16 + who % 32 / 4;
-    return float2{row_scale_of(a, row), row_scale_of(a, row + 8)};
-  };
-  float2 scales = scales_of(row_group);
+  float2 scales = lane_scales(a, 4 * row_group + who / 32, who % 32);
   __syncthreads();  // the barriers' start
   if constexpr (kOut == DecodeOut::kF32) bring_ahead(a, tid, kThreads);
   const auto fetch_stages = [&] {
@@ -195,7 +191,8 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
         low = __fmul_rn(low, scales.x), high = __fmul_rn(high, scales.y);
         if constexpr (kOut == DecodeOut::kLogits) {
           if (a.tile_max != nullptr) {
-            const float largest = largest_of_g(fmaxf(capped(low, a.cap), capped(high, a.cap)));
+            float both[1] = {fmaxf(capped(low, a.cap), capped(high, a.cap))};
+            const float largest = largest_of_g(both, g);
             if (g == 0 && of_step < a.rows)
               a.tile_max[int64_t{of_step} * logit_tile_stride(a.n) + tile] = largest;
           }
@@ -211,7 +208,7 @@ __global__ __launch_bounds__(kThreads, 1) void spread_kernel(const __grid_consta
       finish(row, sum[0].x, sum[1].x);
       finish(row + 1, sum[0].y, sum[1].y);
     }
-    scales = scales_of(row_group + n_clusters);
+    scales = lane_scales(a, 4 * (row_group + n_clusters) + who / 32, who % 32);
     if (more) convert(0, even);
     cluster_arrive_relaxed();  // nobody leaves, or brings x again, while its sums are being read
     cluster_wait();

@@ -288,11 +288,7 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
   };
 
   // Asked for long before they are wanted.
-  const auto scales_of = [&](int row_tile) {
-    const int row = min(row_tile, a.row_tiles - 1) * 16 + lane / 4;
-    return float2{row_scale_of(a, row), row_scale_of(a, row + 8)};
-  };
-  float2 scales = scales_of(first_tile);
+  float2 scales = lane_scales(a, first_tile, lane);
   float stay[K::kSumsStay ? K::kSums : 1];
   float* mine = reinterpret_cast<float*>(shared + K::kRingBytes + K::kXBytes) +
                 tile_group * kGroupThreads * K::kSums + tid % kGroupThreads;
@@ -326,7 +322,7 @@ __global__ __launch_bounds__(K::kThreads, 1) void wide_kernel(const __grid_const
         return mine[i * kGroupThreads];
       });
     }
-    scales = scales_of(row_tile + tile_stride);
+    scales = lane_scales(a, row_tile + tile_stride, lane);
     // The next tile's first run may have the sums' place.
     if (K::kRunGroups > 1 && iteration + 1 < n_iterations) {
       __syncwarp();

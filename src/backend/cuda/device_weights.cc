@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <mutex>
@@ -17,14 +16,8 @@
 namespace jewel::cuda {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr float kLargestF16 = 65'504;
 constexpr size_t kStagingBytes = size_t{32} << 20;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // Rows of a checkpoint tensor on their way: to tiles, or, with tiles.tiles null, to `plain` as they are.
 struct Move {
@@ -114,7 +107,7 @@ class DeviceWeights::Loader {
   size_t bytes() const { return carver_.used(); }
 
   // Moves everything; returns when it is there.
-  Result<void> run(LoadTimes& times) {
+  Result<void> run() {
     JEWEL_TRY(copy_vectors());
     std::vector<Piece> pieces;
     size_t total = 0;
@@ -125,7 +118,6 @@ class DeviceWeights::Loader {
       }
       total += moves_[i].row_bytes * static_cast<size_t>(moves_[i].n_rows);
     }
-    times.bytes = total;
 
     std::atomic<size_t> next{0}, done{0};
     std::mutex mutex;
@@ -403,7 +395,6 @@ class DeviceWeights::Loader {
 Result<std::unique_ptr<DeviceWeights>> DeviceWeights::load(const ModelConfig& config,
                                                            const ModelWeights& weights,
                                                            const LoadOptions& options) {
-  const Clock::time_point start = Clock::now();
   std::unique_ptr<DeviceWeights> out(new DeviceWeights());
   const bool has_ple = config.text.hidden_size_per_layer_input > 0;
   const size_t ple_bytes = has_ple ? weights.embed_tokens_per_layer.bytes : 0;
@@ -421,16 +412,11 @@ Result<std::unique_ptr<DeviceWeights>> DeviceWeights::load(const ModelConfig& co
   JEWEL_ASSIGN(out->memory_, DeviceBuffer::make(bytes + 256, "weights"));
   Loader loader(config, weights, options, out->ple_on_device, out->memory_.data());
   JEWEL_TRY(loader.walk(*out));
-  out->times_.plan_s = seconds_since(start);
 
-  const Clock::time_point copying = Clock::now();
-  JEWEL_TRY(loader.run(out->times_));
+  JEWEL_TRY(loader.run());
   JEWEL_TRY(out->scale_down_inputs(config.text.hidden_size));
-  out->times_.copy_s = seconds_since(copying);
   if (!out->ple_on_device) {
-    const Clock::time_point table = Clock::now();
     JEWEL_TRY(out->put_ple_on_host(weights.embed_tokens_per_layer, options.n_threads));
-    out->times_.ple_host_s = seconds_since(table);
   }
   if (has_ple) {
     const int64_t columns = per_layer_columns(config.text);

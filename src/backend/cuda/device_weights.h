@@ -87,13 +87,6 @@ struct LoadOptions {
   std::function<void(size_t done, size_t total)> progress;
 };
 
-struct LoadTimes {
-  double plan_s = 0;
-  double copy_s = 0;
-  double ple_host_s = 0;
-  size_t bytes = 0;  // moved to the device
-};
-
 class DeviceWeights {
  public:
   // Unsupported: float32 weights (--dtype float32 is the CPU's), shapes that the tiles cannot hold.
@@ -120,7 +113,6 @@ class DeviceWeights {
 
   size_t device_bytes() const { return memory_.bytes(); }
   size_t host_bytes() const { return host_table_bytes_; }
-  const LoadTimes& times() const { return times_; }
 
  private:
   class Loader;
@@ -131,7 +123,6 @@ class DeviceWeights {
   DeviceBuffer memory_;
   void* host_table_ = nullptr;  // page-locked
   size_t host_table_bytes_ = 0;
-  LoadTimes times_;
 };
 
 }  // namespace jewel::cuda

@@ -73,9 +73,8 @@ class TailPass {
   static Result<std::unique_ptr<TailPass>> make(const PassContext& context, int max_rows);
   virtual ~TailPass() = default;
 
-  // `begin` with the embeddings' part filled in: what launch_begin_rows() takes before an enqueue() of its n
-  // rows.
-  virtual BeginRows beginning(BeginRows begin) const = 0;
+  // Fills in what launch_begin_rows() reads and leaves, before an enqueue() of begin.n rows.
+  virtual void describe(BeginRows& begin) const = 0;
   virtual Result<void> enqueue(const TailRows& rows, cudaStream_t stream) = 0;
 };
 

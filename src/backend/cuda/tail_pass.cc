@@ -40,7 +40,7 @@ class Tail final : public TailPass {
     return {};
   }
 
-  BeginRows beginning(BeginRows begin) const override {
+  void describe(BeginRows& begin) const override {
     JEWEL_CHECK(begin.n > 0 && begin.n <= max_rows_, "{} rows of {}", begin.n, max_rows_);
     begin.table = c_.weights.embed_tokens;
     begin.scale = embedding_scale(text_);
@@ -49,7 +49,6 @@ class Tail final : public TailPass {
     begin.per_layer_table = c_.weights.per_layer_table;
     begin.per_layer_columns = text_.n_layers * text_.hidden_size_per_layer_input;
     begin.per_layer_inputs = ple_;
-    return begin;
   }
 
   Result<void> enqueue(const TailRows& rows, cudaStream_t stream) override {
