@@ -157,6 +157,17 @@ TEST_P(CudaFp8Test, NormsThatFp16HasNoRoomFor) {
   }
 }
 
+// The per-layer table is stored divided by a power of two.
+TEST_P(CudaFp8Test, PerLayerInputsThatFp16HasNoRoomFor) {
+  const auto model = model_for(GetParam());
+  for (float& weight : model->weights.per_layer_projection_norm) weight *= 1 << 17;
+  OPEN_OR_SKIP(cuda, *model);
+  const auto tokens = random_tokens(model->config, kTokens, 7);
+  const Rows rows = cuda.all_logprobs(tokens, 256);
+  const auto [wanted, of_cpu] = Reference(*model, tokens, GetParam().kv);
+  EXPECT_LE(distance(rows, wanted), 1.5 * of_cpu);
+}
+
 // Weights, graphs and what kernels were allowed go with the context; all of it has to be made again.
 TEST_P(CudaTest, GivenBackAndHadAgain) {
   const auto model = model_for(GetParam());

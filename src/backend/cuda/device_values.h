@@ -39,12 +39,19 @@ __device__ __forceinline__ uint32_t f16_of_f8x2(uint32_t x) {
 #endif
 }
 
-__device__ __forceinline__ float4 widened_bf16x4(uint2 bits) {
+__device__ __forceinline__ float4 load_bf16x4(const __nv_bfloat16* p) {
+  const uint2 bits = *reinterpret_cast<const uint2*>(p);
   return {__uint_as_float(bits.x << 16), __uint_as_float(bits.x & 0xffff0000u), __uint_as_float(bits.y << 16),
           __uint_as_float(bits.y & 0xffff0000u)};
 }
-__device__ __forceinline__ float4 load_bf16x4(const __nv_bfloat16* p) {
-  return widened_bf16x4(*reinterpret_cast<const uint2*>(p));
+
+__device__ __forceinline__ float4 scaled(const float4& v, float scale) {
+  return {v.x * scale, v.y * scale, v.z * scale, v.w * scale};
+}
+__device__ __forceinline__ float4 widened_f16x4(uint2 bits) {
+  const float2 low = __half22float2(reinterpret_cast<const __half2&>(bits.x)),
+               high = __half22float2(reinterpret_cast<const __half2&>(bits.y));
+  return {low.x, low.y, high.x, high.y};
 }
 
 // x / (1 + 2^(-2 log2(e) u)) = 0.5 x (1 + tanh(u)), u = sqrt(2/pi) (x + 0.044715 x^3): eight instructions,

@@ -78,7 +78,7 @@ class DeviceWeights::Loader {
                                      text.vocab_size_per_layer_input, text.vocab_size)));
       }
       if (ple_on_device_) {
-        out.per_layer_table = plain<__nv_bfloat16>(weights_.embed_tokens_per_layer, "embed_tokens_per_layer");
+        out.per_layer_table = plain<__half>(weights_.embed_tokens_per_layer, "embed_tokens_per_layer");
       }
       out.pad_per_layer = carver_.take<__nv_bfloat16>(static_cast<size_t>(per_layer_columns(text)));
       out.per_layer_model_projection = tile({{&weights_.per_layer_model_projection, RowOrder::kPlain}});
@@ -423,7 +423,7 @@ Result<std::unique_ptr<DeviceWeights>> DeviceWeights::load(const ModelConfig& co
     JEWEL_CUDA_TRY(cudaMemcpy(out->pad_per_layer, out->per_layer_table + columns * config.text.pad_token_id,
                               sizeof(__nv_bfloat16) * static_cast<size_t>(columns), cudaMemcpyDefault),
                    "the per-layer table");
-    JEWEL_TRY(make_per_layer_table(config.text, *out, options.portable));
+    JEWEL_TRY(make_per_layer_table(config.text, options.portable, *out));
   }
   return out;
 }
@@ -499,7 +499,7 @@ Result<void> DeviceWeights::put_ple_on_host(const TensorView& table, int n_threa
                  "locking the per-layer embedding table in host memory");
   void* device = nullptr;
   JEWEL_CUDA_TRY(cudaHostGetDevicePointer(&device, memory, 0), "mapping the per-layer embedding table");
-  per_layer_table = static_cast<__nv_bfloat16*>(device);
+  per_layer_table = static_cast<__half*>(device);
   return {};
 }
 

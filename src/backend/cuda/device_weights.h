@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 
 #include <functional>
 #include <memory>
@@ -97,8 +98,9 @@ class DeviceWeights {
   DeviceWeights& operator=(const DeviceWeights&) = delete;
 
   const __nv_bfloat16* embed_tokens = nullptr;  // [vocab, hidden]
-  __nv_bfloat16* per_layer_table = nullptr;     // [vocab_per_layer, layers * P]: tokens' per-layer inputs
-  __nv_bfloat16* pad_per_layer = nullptr;       // [layers * P]: the row of pad of embed_tokens_per_layer
+  __half* per_layer_table = nullptr;  // [vocab_per_layer, layers * P]: tokens' per-layer inputs divided by
+  float per_layer_scale = 1;          // this, a power of two
+  __nv_bfloat16* pad_per_layer = nullptr;  // [layers * P]: the row of pad of embed_tokens_per_layer
   bool ple_on_device = true;
   DeviceLinear per_layer_model_projection;
   const float* per_layer_projection_norm = nullptr;

@@ -5,6 +5,8 @@
 #include <numeric>
 
 #include "backend/cuda/product_weight.h"
+#include "backend/cuda/tiles.h"
+#include "model/dtype.h"
 
 namespace jewel::cuda {
 namespace {
@@ -14,6 +16,33 @@ constexpr std::string_view kDoing = "the per-layer table";
 // What a BF16 model makes of a scalar that its reference holds in BF16.
 float rounded_to_bf16(float value) {
   return __bfloat162float(__float2bfloat16(value));
+}
+
+// By which FP16 has room for all per-layer inputs: |RMS(c; w)| <= sqrt(width) |w|. 1 for any model that was
+// trained.
+Result<float> scale_of_table(const TextConfig& text, const DeviceWeights& weights) {
+  constexpr float kLargestF16 = 65'504, kMostScale = 0x1p100f;
+  const PerLayerNorm norm = per_layer_norm(text, weights);
+  const auto width = static_cast<size_t>(norm.width);
+  JEWEL_ASSIGN(const DeviceBuffer buffer, DeviceBuffer::make(sizeof(uint32_t), kDoing));
+  auto* device_bits = buffer.as<uint32_t>();
+  JEWEL_CUDA_TRY(cudaMemset(device_bits, 0, sizeof(uint32_t)), kDoing);
+  JEWEL_CUDA_TRY(
+      launch_largest_magnitude(weights.per_layer_table, int64_t{text.vocab_size} * text.n_layers * norm.width,
+                               device_bits, nullptr),
+      kDoing);
+  uint32_t bits = 0;
+  std::vector<float> values(width);
+  JEWEL_CUDA_TRY(cudaMemcpy(&bits, device_bits, sizeof(bits), cudaMemcpyDeviceToHost), kDoing);
+  JEWEL_CUDA_TRY(cudaMemcpy(values.data(), norm.weight, width * sizeof(float), cudaMemcpyDeviceToHost),
+                 kDoing);
+  float most = 0;
+  for (const float value : values) most = std::max(most, std::abs(value));
+  const float bound = std::sqrt(static_cast<float>(width)) * most +
+                      norm.token_scale * bf16_to_f32(static_cast<uint16_t>(bits));
+  float scale = 1;
+  while (scale < kMostScale && bound > kLargestF16 * scale) scale *= 2;
+  return scale;
 }
 
 }  // namespace
@@ -31,7 +60,8 @@ PerLayerNorm per_layer_norm(const TextConfig& text, const DeviceWeights& weights
           .eps = text.rms_norm_eps};
 }
 
-Result<void> make_per_layer_table(const TextConfig& text, const DeviceWeights& weights, bool portable) {
+Result<void> make_per_layer_table(const TextConfig& text, bool portable, DeviceWeights& weights) {
+  JEWEL_ASSIGN(weights.per_layer_scale, scale_of_table(text, weights));
   constexpr int kRows = 2048;  // at a time
   const int hidden = text.hidden_size, columns = text.n_layers * text.hidden_size_per_layer_input;
   constexpr size_t kSize = kRows;
@@ -73,6 +103,7 @@ Result<void> make_per_layer_table(const TextConfig& text, const DeviceWeights& w
     JEWEL_CUDA_TRY(launch_per_layer_table({.norm = per_layer_norm(text, weights),
                                            .c = c.as<float>(),
                                            .table = weights.per_layer_table + int64_t{first} * columns,
+                                           .scale = weights.per_layer_scale,
                                            .rows = rows,
                                            .n_layers = text.n_layers},
                                           stream.get()),

@@ -47,8 +47,7 @@ __global__ void __launch_bounds__(kThreads) embed_rows_kernel(const EmbedRows em
     if (soft != nullptr) {
       v[i] = reinterpret_cast<const float4*>(soft)[group];
     } else {
-      const float4 e = load_bf16x4(table + 4 * group);
-      v[i] = {e.x * embed.scale, e.y * embed.scale, e.z * embed.scale, e.w * embed.scale};
+      v[i] = scaled(load_bf16x4(table + 4 * group), embed.scale);
     }
     reinterpret_cast<float4*>(embed.h + row * embed.hidden)[group] = v[i];
   }
@@ -115,15 +114,18 @@ struct LayerRow {
   __device__ __forceinline__ void load(const __nv_bfloat16* from, int width) {
     each_group(width, [&](int i, int column) { v[i] = load_bf16x4(from + column); });
   }
+  __device__ __forceinline__ void load(const __half* from, float scale, int width) {
+    each_group(width, [&](int i, int column) {
+      v[i] = scaled(widened_f16x4(*reinterpret_cast<const uint2*>(from + column)), scale);
+    });
+  }
 
   // From a row of embed_tokens_per_layer to per-layer inputs.
   __device__ __forceinline__ void add(const PerLayerNorm& norm, const float* projection) {
     float4 c[kGroups] = {};
     float sum = 0;
     each_group(norm.width, [&](int i, int column) {
-      const float4 p = *reinterpret_cast<const float4*>(projection + column);
-      c[i] = {p.x * norm.projection_scale, p.y * norm.projection_scale, p.z * norm.projection_scale,
-              p.w * norm.projection_scale};
+      c[i] = scaled(*reinterpret_cast<const float4*>(projection + column), norm.projection_scale);
       sum += sum_of_squares(c[i]);
     });
     const float scale =
@@ -155,15 +157,15 @@ __global__ void __launch_bounds__(32 * kLayerRows) per_layer_table_kernel(const 
   wait_for_previous();
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kLayerRows + threadIdx.x / 32;
   if (item >= static_cast<int64_t>(table.rows) * table.n_layers) return;
-  __nv_bfloat16* at = table.table + item * table.norm.width;
+  const int64_t at = item * table.norm.width;
   LayerRow<kGroups> row;
-  row.load(at, table.norm.width);
-  row.add(table.norm, table.c + item * table.norm.width);
+  row.load(static_cast<const __nv_bfloat16*>(table.table) + at, table.norm.width);
+  row.add(table.norm, table.c + at);
   row.each_group(table.norm.width, [&](int i, int column) {
-    const __nv_bfloat162 low = __floats2bfloat162_rn(row.v[i].x, row.v[i].y),
-                         high = __floats2bfloat162_rn(row.v[i].z, row.v[i].w);
-    *reinterpret_cast<uint2*>(at + column) = {reinterpret_cast<const uint32_t&>(low),
-                                              reinterpret_cast<const uint32_t&>(high)};
+    const float4 v = scaled(row.v[i], 1 / table.scale);
+    const __half2 low = __floats2half2_rn(v.x, v.y), high = __floats2half2_rn(v.z, v.w);
+    *reinterpret_cast<uint2*>(static_cast<__half*>(table.table) + at + column) = {
+        reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high)};
   });
 }
 
@@ -178,7 +180,11 @@ __global__ void __launch_bounds__(32 * kLayerRows) per_layer_inputs_kernel(const
   float* c = inputs.c + item * width;
   // What the kernel ahead does not write, and may come over PCIe, is asked for before the wait.
   LayerRow<kGroups> row;
-  row.load((id < 0 ? inputs.pad : inputs.table + id * inputs.table_columns) + layer * width, width);
+  if (id < 0) {
+    row.load(inputs.pad + layer * width, width);
+  } else {
+    row.load(inputs.table + id * inputs.table_columns + layer * width, inputs.table_scale, width);
+  }
   wait_for_last_kernel();
   if (id < 0) row.add(inputs.norm, c);
   row.each_group(width, [&](int i, int column) { *reinterpret_cast<float4*>(c + column) = row.v[i]; });

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -74,27 +75,29 @@ struct PerLayerNorm {
   float eps = 0;
 };
 
-// table[row] = the per-layer inputs of c[row] and table[row]. The table may lie in device memory or in
-// page-locked host memory.
+// table[row] = the per-layer inputs of c[row] and table[row], in place. The table may lie in device memory or
+// in page-locked host memory.
 struct PerLayerTable {
   PerLayerNorm norm;
-  const float* c = nullptr;        // [rows, n_layers * width]
-  __nv_bfloat16* table = nullptr;  // [rows, n_layers * width]
+  const float* c = nullptr;  // [rows, n_layers * width]
+  void* table = nullptr;     // [rows, n_layers * width]: BF16 before, FP16 after
+  float scale = 1;           // a power of two: what is stored is divided by it
   int rows = 0;
   int n_layers = 0;
 };
 cudaError_t launch_per_layer_table(const PerLayerTable& table, cudaStream_t stream);
 
-// c[row] = table[ids[row]], of layers from first_layer on; where ids[row] is negative, a soft token, the
-// per-layer inputs of c[row] and the row of pad.
+// c[row] = table[ids[row]] * table_scale, of layers from first_layer on; where ids[row] is negative, a soft
+// token, the per-layer inputs of c[row] and the row of pad.
 struct PerLayerInputs {
   PerLayerNorm norm;
   float* c = nullptr;  // [rows, n_layers * width]
   // [rows]. Read before the wait: complete before the kernel ahead of this one starts.
   const int32_t* ids = nullptr;
-  const __nv_bfloat16* table = nullptr;  // [vocab, table_columns] of launch_per_layer_table()
-  const __nv_bfloat16* pad = nullptr;    // [table_columns], of embed_tokens_per_layer
-  int64_t table_columns = 0;             // layers of the model * width
+  const __half* table = nullptr;  // [vocab, table_columns] of launch_per_layer_table()
+  float table_scale = 1;
+  const __nv_bfloat16* pad = nullptr;  // [table_columns], of embed_tokens_per_layer
+  int64_t table_columns = 0;           // layers of the model * width
   int rows = 0;
   int first_layer = 0;
   int n_layers = 0;

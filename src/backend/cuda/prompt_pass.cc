@@ -273,6 +273,7 @@ cudaError_t enqueue_per_layer_inputs(const PerLayerCall& call, cudaStream_t stre
                                   .c = call.c,
                                   .ids = call.ids,
                                   .table = weights.per_layer_table,
+                                  .table_scale = weights.per_layer_scale,
                                   .pad = weights.pad_per_layer,
                                   .table_columns = int64_t{text.n_layers} * text.hidden_size_per_layer_input,
                                   .rows = call.n,

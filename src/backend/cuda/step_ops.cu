@@ -36,16 +36,14 @@ __global__ void __launch_bounds__(kBeginThreads) begin_rows(const __grid_constan
   if (part == 0) {
     const __nv_bfloat16* from = b.table + id * b.hidden;
     for (int k = 4 * static_cast<int>(threadIdx.x); k < b.hidden; k += 4 * kBeginThreads) {
-      const float4 e = load_bf16x4(from + k);
-      *reinterpret_cast<float4*>(b.h + int64_t{row} * b.hidden + k) = {e.x * b.scale, e.y * b.scale,
-                                                                       e.z * b.scale, e.w * b.scale};
+      *reinterpret_cast<float4*>(b.h + int64_t{row} * b.hidden + k) = scaled(load_bf16x4(from + k), b.scale);
     }
   } else if (const int column = (part - 1) * kPartColumns + 8 * static_cast<int>(threadIdx.x);
              column < b.per_layer_columns) {
     const uint4 raw = *reinterpret_cast<const uint4*>(b.per_layer_table + id * b.per_layer_columns + column);
     auto* to = reinterpret_cast<float4*>(b.per_layer_inputs + int64_t{row} * b.per_layer_columns + column);
-    to[0] = widened_bf16x4({raw.x, raw.y});
-    to[1] = widened_bf16x4({raw.z, raw.w});
+    to[0] = scaled(widened_f16x4({raw.x, raw.y}), b.per_layer_scale);
+    to[1] = scaled(widened_f16x4({raw.z, raw.w}), b.per_layer_scale);
   }
   __threadfence();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
@@ -57,9 +58,10 @@ struct BeginRows {
   int hidden = 0;      // a multiple of 4
   float* h = nullptr;  // [n, hidden]
 
-  const __nv_bfloat16* per_layer_table = nullptr;  // [vocab, per_layer_columns]
-  int per_layer_columns = 0;                       // a multiple of 8; 0: a model without
-  float* per_layer_inputs = nullptr;               // [n, per_layer_columns]
+  const __half* per_layer_table = nullptr;  // [vocab, per_layer_columns]
+  float per_layer_scale = 1;                // of the table's values
+  int per_layer_columns = 0;                // a multiple of 8; 0: a model without
+  float* per_layer_inputs = nullptr;        // [n, per_layer_columns]
 };
 cudaError_t launch_begin_rows(const BeginRows& begin, cudaStream_t stream);
 

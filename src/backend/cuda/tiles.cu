@@ -102,6 +102,20 @@ __global__ void __launch_bounds__(32 * kSquaresWarps) row_squares(RowSquares r) 
   r.squares[row] = all * scale * scale;
 }
 
+// Magnitudes of BF16 are ordered as their bits are.
+__global__ void __launch_bounds__(256) largest_magnitude(const uint4* values, int64_t n, uint32_t* bits) {
+  uint32_t largest = 0;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+#pragma unroll 4
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < n; i += stride) {
+    const uint4 v = values[i];
+    for (const uint32_t two : {v.x, v.y, v.z, v.w})
+      largest = max(largest, max(two & 0x7fff, two >> 16 & 0x7fff));
+  }
+  largest = __reduce_max_sync(~0u, largest);
+  if (threadIdx.x % 32 == 0) atomicMax(bits, largest);
+}
+
 __global__ void scatter_scales(ScatterScales s) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   if (i < s.n) s.row_scale[tile_row(s.order, s.base, i)] = s.scale[s.n_scales == 1 ? 0 : i];
@@ -123,6 +137,13 @@ cudaError_t launch_row_squares(const RowSquares& rows, cudaStream_t stream) {
   if (rows.n % 16 != 0 || rows.k % 32 != 0) return cudaErrorInvalidValue;
   if (rows.n == 0) return cudaSuccess;
   row_squares<<<static_cast<unsigned>(rows.n / 16), 32 * kSquaresWarps, 0, stream>>>(rows);
+  return cudaGetLastError();
+}
+
+cudaError_t launch_largest_magnitude(const void* values, int64_t n, uint32_t* bits, cudaStream_t stream) {
+  if (n % 8 != 0) return cudaErrorInvalidValue;
+  constexpr unsigned kBlocks = 1024;
+  largest_magnitude<<<kBlocks, 256, 0, stream>>>(static_cast<const uint4*>(values), n / 8, bits);
   return cudaGetLastError();
 }
 

@@ -43,6 +43,10 @@ struct RowSquares {
 };
 cudaError_t launch_row_squares(const RowSquares& rows, cudaStream_t stream);
 
+// *bits = the bits of the largest magnitude among BF16 values[n], of a NaN where there is one; n % 8 == 0.
+// *bits is 0 before. The values may lie in device memory or in page-locked host memory.
+cudaError_t launch_largest_magnitude(const void* values, int64_t n, uint32_t* bits, cudaStream_t stream);
+
 // row_scale[map(r)] = scale[r], or scale[0] for every r where n_scales is 1.
 struct ScatterScales {
   const float* scale = nullptr;
