@@ -36,11 +36,11 @@ double row_bytes(const TensorView& table) {
 
 }  // namespace
 
-ModelWork work_of(const Checkpoint& checkpoint, bool head_fp8) {
+ModelWork work_of(const Checkpoint& checkpoint, const HeldWeights& held) {
   const ModelWeights& weights = checkpoint.weights();
   ModelWork work;
   Sum sum;
-  sum.add(weights.per_layer_model_projection);
+  if (!held.per_layer_table) sum.add(weights.per_layer_model_projection);
   const size_t owning = static_cast<size_t>(checkpoint.config().text.first_shared_layer());
   for (size_t i = 0; i < weights.layers.size(); ++i) {
     const Sum layer = layer_sum(weights.layers[i]);
@@ -49,7 +49,7 @@ ModelWork work_of(const Checkpoint& checkpoint, bool head_fp8) {
     if (i + 1 == owning) work.prefill_flop = sum.flop;
   }
   sum.add(weights.lm_head);
-  if (head_fp8)
+  if (held.head_fp8)
     sum.bytes += parameters(weights.lm_head.weight) - static_cast<double>(weights.lm_head.weight.bytes);
   work.decode_flop = sum.flop;
   work.decode_bytes = sum.bytes + row_bytes(weights.embed_tokens) + row_bytes(weights.embed_tokens_per_layer);

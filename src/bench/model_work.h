@@ -7,9 +7,15 @@
 
 namespace jewel {
 
+// How a backend holds what the file has.
+struct HeldWeights {
+  bool head_fp8 = false;         // the head in FP8
+  bool per_layer_table = false;  // per-layer inputs of all tokens, worked out while loading (CUDA)
+};
+
 // Bytes: every weight that a decode step reads, and one row of each embedding table; K and V not counted.
-// FLOP: two for each weight of a product. `head_fp8`: the head is held in FP8, whatever the file has.
-ModelWork work_of(const Checkpoint& checkpoint, bool head_fp8);
+// FLOP: two for each weight of a product.
+ModelWork work_of(const Checkpoint& checkpoint, const HeldWeights& held);
 
 // The least time of a decode step of `rows` rows, and of a prompt; 0 when not known.
 double least_step_s(const ModelWork& work, const Rates& rates, double rows);

@@ -36,12 +36,4 @@ SpecialIds find_special_ids(const Tokenizer& tokenizer, const boost::json::objec
   return ids;
 }
 
-std::vector<int32_t> SpecialIds::multimodal() const {
-  std::vector<int32_t> ids;
-  for (const int32_t id : {boi, image, eoi, boa, audio, eoa, video}) {
-    if (id >= 0) ids.push_back(id);
-  }
-  return ids;
-}
-
 }  // namespace jewel

@@ -8,7 +8,6 @@
 
 #include <boost/json/object.hpp>
 #include <cstdint>
-#include <vector>
 
 #include "text/tokenizer.h"
 
@@ -34,9 +33,6 @@ struct SpecialIds {
   int32_t audio = -1;  // <|audio|>
   int32_t eoa = -1;    // <audio|>
   int32_t video = -1;  // <|video|>
-
-  // The ids that stand for media and that nobody may sample; those that the vocabulary has.
-  std::vector<int32_t> multimodal() const;
 };
 
 SpecialIds find_special_ids(const Tokenizer& tokenizer, const boost::json::object& tokenizer_config);

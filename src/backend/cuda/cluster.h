@@ -43,17 +43,6 @@ __device__ __forceinline__ uint32_t address_in(const void* p, [[maybe_unused]] i
 #endif
 }
 
-__device__ __forceinline__ float4 load_cluster4(uint32_t address) {
-  float4 v;
-#if __CUDA_ARCH__ >= 900
-  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
-#else
-  asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];"
-#endif
-               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-               : "r"(address));
-  return v;
-}
 __device__ __forceinline__ float2 load_cluster2(uint32_t address) {
   float2 v;
 #if __CUDA_ARCH__ >= 900

@@ -74,24 +74,6 @@ __global__ void __launch_bounds__(kWarps * 32) qkv_post_kernel(const __grid_cons
   }
 }
 
-template <KvFormat F, int DIM>
-__global__ void __launch_bounds__(kWarps * 32) kv_store_kernel(const __grid_constant__ KvStore p) {
-  const int row = blockIdx.x, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int position = p.rows.positions[row];
-  if (position < 0) return;
-  const int n_kv = p.shape.n_kv_heads;
-  const PagePlace<F, DIM> place(p.kv, n_kv, p.rows.slots[row], position);
-  for (int i = warp; i < 2 * n_kv; i += kWarps) {
-    const bool is_v = i >= n_kv;
-    Head<DIM> head;
-    head.load((is_v ? p.v : p.k) + (int64_t{row} * n_kv + i % n_kv) * DIM, lane);
-    std::byte* out = place.row(i % n_kv, is_v);
-    const float inverse_scale = 1.0f / (is_v ? p.kv.v_scale : p.kv.k_scale);
-    head.for_fours(lane,
-                   [&](int index, const float(&four)[4]) { store_kv4<F>(out, index, four, inverse_scale); });
-  }
-}
-
 bool known(const AttentionShape& shape) {
   return (shape.head_dim == 256 || shape.head_dim == 512) && shape.n_heads > 0 && shape.n_kv_heads > 0;
 }
@@ -124,18 +106,6 @@ cudaError_t launch_qkv_post(const QkvPost& post, cudaStream_t stream) {
   } else {
     launch<__nv_bfloat16>(post, stream);
   }
-  return cudaGetLastError();
-}
-
-cudaError_t launch_kv_store(const KvStore& store, cudaStream_t stream) {
-  if (!known(store.shape)) return cudaErrorInvalidValue;
-  if (store.rows.n == 0) return cudaSuccess;
-  const auto blocks = static_cast<unsigned>(store.rows.n);
-  const bool f8 = store.kv.format == KvFormat::kF8E4M3, small = store.shape.head_dim == 256;
-  if (f8 && small) kv_store_kernel<KvFormat::kF8E4M3, 256><<<blocks, kWarps * 32, 0, stream>>>(store);
-  if (f8 && !small) kv_store_kernel<KvFormat::kF8E4M3, 512><<<blocks, kWarps * 32, 0, stream>>>(store);
-  if (!f8 && small) kv_store_kernel<KvFormat::kBF16, 256><<<blocks, kWarps * 32, 0, stream>>>(store);
-  if (!f8 && !small) kv_store_kernel<KvFormat::kBF16, 512><<<blocks, kWarps * 32, 0, stream>>>(store);
   return cudaGetLastError();
 }
 

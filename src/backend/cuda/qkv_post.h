@@ -30,15 +30,4 @@ struct QkvPost {
 
 cudaError_t launch_qkv_post(const QkvPost& post, cudaStream_t stream);
 
-// Writes finished K and V rows to their pages.
-struct KvStore {
-  AttentionShape shape;
-  KvLayer kv;
-  AttentionRows rows;
-  const float* k = nullptr;  // [rows, n_kv_heads * head_dim]
-  const float* v = nullptr;
-};
-
-cudaError_t launch_kv_store(const KvStore& store, cudaStream_t stream);
-
 }  // namespace jewel::cuda

@@ -116,11 +116,6 @@ __global__ void __launch_bounds__(256) largest_magnitude(const uint4* values, in
   if (threadIdx.x % 32 == 0) atomicMax(bits, largest);
 }
 
-__global__ void scatter_scales(ScatterScales s) {
-  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
-  if (i < s.n) s.row_scale[tile_row(s.order, s.base, i)] = s.scale[s.n_scales == 1 ? 0 : i];
-}
-
 }  // namespace
 
 cudaError_t launch_tile_rows(const TileRows& tile, cudaStream_t stream) {
@@ -144,12 +139,6 @@ cudaError_t launch_largest_magnitude(const void* values, int64_t n, uint32_t* bi
   if (n % 8 != 0) return cudaErrorInvalidValue;
   constexpr unsigned kBlocks = 1024;
   largest_magnitude<<<kBlocks, 256, 0, stream>>>(static_cast<const uint4*>(values), n / 8, bits);
-  return cudaGetLastError();
-}
-
-cudaError_t launch_scatter_scales(const ScatterScales& scatter, cudaStream_t stream) {
-  if (scatter.n == 0) return cudaSuccess;
-  scatter_scales<<<static_cast<unsigned>((scatter.n + 255) / 256), 256, 0, stream>>>(scatter);
   return cudaGetLastError();
 }
 

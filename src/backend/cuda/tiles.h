@@ -47,15 +47,4 @@ cudaError_t launch_row_squares(const RowSquares& rows, cudaStream_t stream);
 // *bits is 0 before. The values may lie in device memory or in page-locked host memory.
 cudaError_t launch_largest_magnitude(const void* values, int64_t n, uint32_t* bits, cudaStream_t stream);
 
-// row_scale[map(r)] = scale[r], or scale[0] for every r where n_scales is 1.
-struct ScatterScales {
-  const float* scale = nullptr;
-  int n_scales = 0;
-  int n = 0;
-  RowOrder order = RowOrder::kPlain;
-  int64_t base = 0;
-  float* row_scale = nullptr;
-};
-cudaError_t launch_scatter_scales(const ScatterScales& scatter, cudaStream_t stream);
-
 }  // namespace jewel::cuda
