@@ -422,6 +422,12 @@ Result<ProcessorConfig> parse_processor_config(const json::object& root, const s
   return config;
 }
 
+Result<void> check_per_layer_vocabulary(const TextConfig& text) {
+  if (text.hidden_size_per_layer_input == 0 || text.vocab_size_per_layer_input >= text.vocab_size) return {};
+  return unsupported(fmt::format("config: vocab_size_per_layer_input is {}, less than vocab_size {}",
+                                 text.vocab_size_per_layer_input, text.vocab_size));
+}
+
 Result<json::object> read_json_object(const std::string& path) {
   std::ifstream stream(path, std::ios::binary | std::ios::ate);
   if (!stream) return not_found(fmt::format("{}: cannot be opened", path));

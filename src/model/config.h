@@ -120,6 +120,9 @@ Result<ModelConfig> parse_model_config(const boost::json::object& json, const st
 Result<GenerationConfig> parse_generation_config(const boost::json::object& json, const std::string& file);
 Result<ProcessorConfig> parse_processor_config(const boost::json::object& json, const std::string& file);
 
+// Unsupported where an id of the vocabulary has no row in the table of per-layer embeddings.
+Result<void> check_per_layer_vocabulary(const TextConfig& text);
+
 // Reads a JSON file whose top level is an object. Limits size and depth.
 Result<boost::json::object> read_json_object(const std::string& path);
 

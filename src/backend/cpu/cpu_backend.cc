@@ -294,11 +294,7 @@ Result<void> check_options(const ModelConfig& config, const CpuOptions& options)
                       text.n_heads, layer.head_dim, layer.n_kv_heads));
     }
   }
-  if (text.hidden_size_per_layer_input > 0 && text.vocab_size_per_layer_input < text.vocab_size) {
-    return unsupported(fmt::format("config: vocab_size_per_layer_input is {}, less than vocab_size {}",
-                                   text.vocab_size_per_layer_input, text.vocab_size));
-  }
-  return Ok{};
+  return check_per_layer_vocabulary(text);
 }
 
 }  // namespace

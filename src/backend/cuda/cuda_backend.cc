@@ -504,8 +504,7 @@ class Cuda final : public CudaBackend {
   Result<void> enqueue_prompts(const Plan& plan) {
     JEWEL_TRY(prompts_->enqueue({.n = plan.n_rows,
                                  .ids = inputs_->ids,
-                                 .soft_rows = inputs_->soft_rows,
-                                 .any_soft = !plan.features.empty(),
+                                 .soft_rows = plan.features.empty() ? nullptr : inputs_->soft_rows,
                                  .positions = inputs_->positions,
                                  .slots = inputs_->row_slots,
                                  .chunk_rows = inputs_->chunk_rows,
@@ -664,6 +663,7 @@ Result<void> check_options(const ModelConfig& config, const CudaOptions& options
   }
   JEWEL_CHECK(options.max_slots > 0 && options.max_step_tokens > 0, "{} slots, {} tokens in a step",
               options.max_slots, options.max_step_tokens);
+  JEWEL_TRY(check_per_layer_vocabulary(config.text));
   for (const LayerConfig& layer : config.text.layers) {
     const int group = config.text.n_heads / layer.n_kv_heads;
     const bool has_kernels = (layer.head_dim == 256 || layer.head_dim == 512) &&

@@ -35,10 +35,6 @@ struct Piece {
   int64_t n_rows = 0;
 };
 
-int64_t per_layer_columns(const TextConfig& text) {
-  return int64_t{text.n_layers} * text.hidden_size_per_layer_input;
-}
-
 std::string shape_text(const LinearWeight& linear) {
   return fmt::format("{} x {}", linear.out(), linear.in());
 }
@@ -73,10 +69,6 @@ class DeviceWeights::Loader {
     const TextConfig& text = config_.text;
     out.embed_tokens = plain<__nv_bfloat16>(weights_.embed_tokens, "embed_tokens");
     if (text.hidden_size_per_layer_input > 0) {
-      if (text.vocab_size_per_layer_input < text.vocab_size) {
-        fail(unsupported(fmt::format("config: vocab_size_per_layer_input is {}, less than vocab_size {}",
-                                     text.vocab_size_per_layer_input, text.vocab_size)));
-      }
       if (ple_on_device_) {
         out.per_layer_table = plain<__half>(weights_.embed_tokens_per_layer, "embed_tokens_per_layer");
       }

@@ -32,8 +32,7 @@ struct PassContext {
 struct PromptRows {
   int n = 0;
   const int32_t* ids = nullptr;             // negative: a soft token; pad at other placeholders
-  const float* const* soft_rows = nullptr;  // [n], null entries: no soft token
-  bool any_soft = false;
+  const float* const* soft_rows = nullptr;  // [n], null entries: no soft token; null: none at all
   const int32_t* positions = nullptr;
   const int32_t* slots = nullptr;
   const int32_t* chunk_rows = nullptr;  // [n_chunks + 1]

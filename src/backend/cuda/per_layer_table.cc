@@ -13,11 +13,6 @@ namespace {
 
 constexpr std::string_view kDoing = "the per-layer table";
 
-// What a BF16 model makes of a scalar that its reference holds in BF16.
-float rounded_to_bf16(float value) {
-  return __bfloat162float(__float2bfloat16(value));
-}
-
 // By which FP16 has room for all per-layer inputs: |RMS(c; w)| <= sqrt(width) |w|. 1 for any model that was
 // trained.
 Result<float> scale_of_table(const TextConfig& text, const DeviceWeights& weights) {
@@ -28,7 +23,7 @@ Result<float> scale_of_table(const TextConfig& text, const DeviceWeights& weight
   auto* device_bits = buffer.as<uint32_t>();
   JEWEL_CUDA_TRY(cudaMemset(device_bits, 0, sizeof(uint32_t)), kDoing);
   JEWEL_CUDA_TRY(
-      launch_largest_magnitude(weights.per_layer_table, int64_t{text.vocab_size} * text.n_layers * norm.width,
+      launch_largest_magnitude(weights.per_layer_table, int64_t{text.vocab_size} * per_layer_columns(text),
                                device_bits, nullptr),
       kDoing);
   uint32_t bits = 0;
@@ -48,14 +43,14 @@ Result<float> scale_of_table(const TextConfig& text, const DeviceWeights& weight
 }  // namespace
 
 float embedding_scale(const TextConfig& text) {
-  return rounded_to_bf16(std::sqrt(static_cast<float>(text.hidden_size)));
+  return round_to_bf16(std::sqrt(static_cast<float>(text.hidden_size)));
 }
 
 PerLayerNorm per_layer_norm(const TextConfig& text, const DeviceWeights& weights) {
   const int p = text.hidden_size_per_layer_input;
   return {.weight = weights.per_layer_projection_norm,
           .projection_scale = 1.0f / std::sqrt(static_cast<float>(text.hidden_size)),
-          .token_scale = rounded_to_bf16(std::sqrt(static_cast<float>(p))),
+          .token_scale = round_to_bf16(std::sqrt(static_cast<float>(p))),
           .width = p,
           .eps = text.rms_norm_eps};
 }
@@ -63,7 +58,7 @@ PerLayerNorm per_layer_norm(const TextConfig& text, const DeviceWeights& weights
 Result<void> make_per_layer_table(const TextConfig& text, bool portable, DeviceWeights& weights) {
   JEWEL_ASSIGN(weights.per_layer_scale, scale_of_table(text, weights));
   constexpr int kRows = 2048;  // at a time
-  const int hidden = text.hidden_size, columns = text.n_layers * text.hidden_size_per_layer_input;
+  const int hidden = text.hidden_size, columns = per_layer_columns(text);
   constexpr size_t kSize = kRows;
   JEWEL_ASSIGN(const DeviceBuffer ids, DeviceBuffer::make(kSize * sizeof(int32_t), kDoing));
   JEWEL_ASSIGN(const DeviceBuffer h,

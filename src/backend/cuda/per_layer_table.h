@@ -12,6 +12,11 @@
 
 namespace jewel::cuda {
 
+// Of a row of the table.
+inline int per_layer_columns(const TextConfig& text) {
+  return text.n_layers * text.hidden_size_per_layer_input;
+}
+
 // What embeddings of tokens are multiplied by.
 float embedding_scale(const TextConfig& text);
 

@@ -57,9 +57,9 @@ class Prompts final : public PromptPass {
                             .input = {.form = InputForm::kBF16ProductOrder, .data = x_, .stride = hidden}},
                            stream));
     show(Stage::kEmbed, -1, h_, StageForm::kF32, hidden);
-    if (rows.any_soft) keep(enqueue_gather(h_, hidden, rows.asked, rows.n_asked, asked_embeddings_, stream));
+    if (rows.soft_rows) keep(enqueue_gather(h_, hidden, rows.asked, rows.n_asked, asked_embeddings_, stream));
     if (p > 0) {
-      if (rows.any_soft) {
+      if (rows.soft_rows) {
         if (c_.stages.on()) residual(nullptr, nullptr, 1, &c_.weights.per_layer_model_projection, nullptr);
         product(c_.weights.per_layer_model_projection.rows(0, n_layers_ * p), {.data = x_}, ple_);
       }
@@ -275,7 +275,7 @@ cudaError_t enqueue_per_layer_inputs(const PerLayerCall& call, cudaStream_t stre
                                   .table = weights.per_layer_table,
                                   .table_scale = weights.per_layer_scale,
                                   .pad = weights.pad_per_layer,
-                                  .table_columns = int64_t{text.n_layers} * text.hidden_size_per_layer_input,
+                                  .table_columns = per_layer_columns(text),
                                   .rows = call.n,
                                   .first_layer = call.first_layer,
                                   .n_layers = call.n_layers},

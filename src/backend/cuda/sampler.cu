@@ -25,7 +25,7 @@ __device__ T block_sum(T value, T* scratch) {
 __device__ uint64_t best_of_row(const float* logits, int vocab, uint64_t* scratch) {
   uint64_t best = 0;
   for (int i = threadIdx.x; i < vocab; i += kThreads) {
-    const uint64_t candidate = uint64_t{key_of(logits[i])} << 32 | (0xffffffffu - static_cast<uint32_t>(i));
+    const uint64_t candidate = candidate_of(key_of(logits[i]), i);
     best = candidate > best ? candidate : best;
   }
   return block_best<kThreads>(best, scratch);
@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kThreads) sample_rows(SampleRows s) {
   adjust_row(s, p, row, logits);
 
   const uint64_t best = best_of_row(logits, s.vocab, scratch);
-  const auto best_key = static_cast<uint32_t>(best >> 32);
-  int id = static_cast<int>(0xffffffffu - static_cast<uint32_t>(best));
+  const uint32_t best_key = key_of(best);
+  int id = id_of(best);
   if (best_key <= key_of(kMasked)) id = -1;
   if (id >= 0 && p.temperature > 0) {
     const float max = logits[id];
@@ -166,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) sample_rows(SampleRows s) {
       tie_key = select_key(logits, s.vocab, floor, wanted, above, histogram,
                            [&](int i) { return weight_of(logits[i], max, p.temperature); });
       // All ties weigh the same.
-      const float tie_logit = __uint_as_float(tie_key & 0x80000000u ? tie_key & 0x7fffffffu : ~tie_key);
+      const float tie_logit = logit_of(tie_key);
       const unsigned long long tie_weight = weight_of(tie_logit, max, p.temperature);
       const unsigned long long missing = wanted > above ? wanted - above : 1;
       n_ties = tie_weight == 0 ? 1 : static_cast<int>((missing + tie_weight - 1) / tie_weight);
@@ -263,7 +263,7 @@ __global__ void __launch_bounds__(kThreads) logprob_rows(LogprobRows r) {
   }
   const int n_top = min(min(r.n_top[row], kMaxTopLogprobs), r.vocab);
   for (int k = 0; k < n_top; ++k) {
-    const int top = static_cast<int>(0xffffffffu - static_cast<uint32_t>(best));
+    const int top = id_of(best);
     if (threadIdx.x == 0) {
       out.top_ids[k] = top;
       out.top_logprobs[k] = static_cast<float>(static_cast<double>(logits[top]) - log_sum);
@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(kThreads) logprob_rows(LogprobRows r) {
     const uint64_t before = best;
     uint64_t next = 0;
     for (int i = threadIdx.x; i < r.vocab; i += kThreads) {
-      const uint64_t candidate = uint64_t{key_of(logits[i])} << 32 | (0xffffffffu - static_cast<uint32_t>(i));
+      const uint64_t candidate = candidate_of(key_of(logits[i]), i);
       if (candidate < before && candidate > next) next = candidate;
     }
     best = block_best<kThreads>(next, scratch);

@@ -9,20 +9,6 @@ namespace jewel::cuda::device {
 
 constexpr int kThreads = 256;
 
-// A logit's key, and below it its id, so that of equal logits the first is the largest.
-__device__ __forceinline__ uint64_t candidate_of(uint32_t key, int id) {
-  return uint64_t{key} << 32 | (0xffffffffu - static_cast<uint32_t>(id));
-}
-__device__ __forceinline__ int id_of(uint64_t candidate) {
-  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(candidate));
-}
-__device__ __forceinline__ uint32_t key_of(uint64_t candidate) {
-  return static_cast<uint32_t>(candidate >> 32);
-}
-__device__ __forceinline__ float logit_of(uint32_t key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
-}
-
 // A key, at least `lowest`, that k or a few more of the threads' keys reach, or `lowest` where fewer do. By
 // halving, which stops when close enough: what is chosen later does not depend on where.
 inline __device__ uint32_t key_that_reach(uint32_t mine, int k, uint32_t lowest) {

@@ -23,6 +23,20 @@ __device__ __forceinline__ uint32_t key_of(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+// A logit's key, and below it its id, so that of equal logits the first is the largest.
+__device__ __forceinline__ uint64_t candidate_of(uint32_t key, int id) {
+  return uint64_t{key} << 32 | (0xffffffffu - static_cast<uint32_t>(id));
+}
+__device__ __forceinline__ int id_of(uint64_t candidate) {
+  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(candidate));
+}
+__device__ __forceinline__ uint32_t key_of(uint64_t candidate) {
+  return static_cast<uint32_t>(candidate >> 32);
+}
+__device__ __forceinline__ float logit_of(uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
+}
+
 // The largest value of a block's kThreads threads; scratch [kThreads / 32] in shared memory.
 template <int kThreads>
 __device__ __forceinline__ uint64_t block_best(uint64_t value, uint64_t* scratch) {

@@ -48,7 +48,7 @@ class Tail final : public TailPass {
     begin.h = buffers_.h[0];
     begin.per_layer_table = c_.weights.per_layer_table;
     begin.per_layer_scale = c_.weights.per_layer_scale;
-    begin.per_layer_columns = text_.n_layers * text_.hidden_size_per_layer_input;
+    begin.per_layer_columns = per_layer_columns(text_);
     begin.per_layer_inputs = ple_;
   }
 
