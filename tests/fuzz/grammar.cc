@@ -33,17 +33,21 @@ const Demo& demo() {
   return loaded;
 }
 
-// A few steps along the lowest allowed ids.
+// A few steps, along the lowest allowed id (a control token's, where one is allowed) and another one by
+// turns.
 void walk(GrammarMatcher matcher) {
   std::vector<uint32_t> words(demo().grammars->mask_words());
-  for (int step = 0; step < 8; ++step) {
+  std::vector<int32_t> allowed;
+  for (size_t step = 0; step < 8; ++step) {
     if (!matcher.mask(words).ok()) return;
-    int32_t id = 0;
-    const auto n = static_cast<int32_t>(words.size() * 32);
-    while (id < n && (words[static_cast<size_t>(id) / 32] >> (id % 32) & 1) == 0) ++id;
-    JEWEL_CHECK(id < n || matcher.accepts(), "the mask leaves nothing");
-    if (id == n) return;
-    JEWEL_CHECK(matcher.push(id).ok(), "allowed, but not taken");
+    allowed.clear();
+    for (size_t id = 0; id < words.size() * 32; ++id) {
+      if (words[id / 32] >> (id % 32) & 1) allowed.push_back(static_cast<int32_t>(id));
+    }
+    JEWEL_CHECK(!allowed.empty() || matcher.accepts(), "the mask leaves nothing");
+    if (allowed.empty()) return;
+    const size_t other = (step * 0x9E3779B9u) % allowed.size();
+    JEWEL_CHECK(matcher.push(allowed[step % 2 == 0 ? 0 : other]).ok(), "allowed, but not taken");
   }
 }
 

@@ -133,18 +133,52 @@ TEST(Grammar, TakesInstances) {
   EXPECT_FALSE(takes(matcher->clone(), "[]"));
 }
 
+// Not even where a grammar takes any bytes, UTF-8 or not.
 TEST(Grammar, ControlTokensAreNoText) {
-  auto matcher = grammars().compile(GrammarKind::kRegex, "(.|\\n)*");
-  ASSERT_TRUE(matcher.ok());
-  std::vector<uint32_t> words(grammars().mask_words());
-  ASSERT_TRUE(matcher->mask(words).ok());
   const Tokenizer& tokenizer = demo_prompts().tokenizer();
   const std::vector<int32_t> stops = demo_stops();
-  for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
-    const bool stop = std::ranges::find(stops, id) != stops.end();
-    if (tokenizer.is_special(id)) EXPECT_EQ(is_set(words, id), stop) << tokenizer.token_bytes(id);
+  const auto check = [&](GrammarMatcher& matcher, bool may_end) {
+    std::vector<uint32_t> words(grammars().mask_words());
+    ASSERT_TRUE(matcher.mask(words).ok());
+    for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+      const bool allowed = may_end && std::ranges::find(stops, id) != stops.end();
+      if (tokenizer.is_special(id)) EXPECT_EQ(is_set(words, id), allowed) << tokenizer.token_bytes(id);
+    }
+    for (int32_t id = tokenizer.vocab_size(); id < kDemoVocabulary; ++id) EXPECT_FALSE(is_set(words, id));
+  };
+  auto any_text = grammars().compile(GrammarKind::kRegex, "(.|\\n)*");
+  ASSERT_TRUE(any_text.ok());
+  check(*any_text, true);
+  for (const std::string_view any_bytes :
+       {"start: ANY \"!\"\nANY: ~\"c\"",
+        "%llguidance {\"allow_invalid_utf8\": true}\nstart: ANY \"!\"\nANY: /(?s:.)*c/"}) {
+    auto matcher = grammars().compile(GrammarKind::kLark, any_bytes);
+    ASSERT_TRUE(matcher.ok()) << matcher.error().message;
+    check(*matcher, false);
   }
-  for (int32_t id = tokenizer.vocab_size(); id < kDemoVocabulary; ++id) EXPECT_FALSE(is_set(words, id));
+}
+
+// Said by name or by number, behind text that leaves something out and could go on.
+TEST(Grammar, ControlTokensThatAGrammarNames) {
+  const Tokenizer& tokenizer = demo_prompts().tokenizer();
+  const auto named = tokenizer.id_of("<|tool_call>");
+  const auto letter = tokenizer.id_of("a");
+  ASSERT_TRUE(named && letter);
+  for (const std::string& said : {std::string("<|tool_call>"), fmt::format("<[{}]>", *named)}) {
+    auto matcher =
+        grammars().compile(GrammarKind::kLark, "start: TEXT " + said + " \"b\"\nTEXT: ~/(?s:.*)c(?s:.*)/");
+    ASSERT_TRUE(matcher.ok()) << matcher.error().message;
+    std::vector<uint32_t> words(grammars().mask_words());
+    ASSERT_TRUE(matcher->push(*letter).ok());
+    ASSERT_TRUE(matcher->mask(words).ok());
+    EXPECT_TRUE(is_set(words, *letter));
+    for (int32_t id = 0; id < tokenizer.vocab_size(); ++id) {
+      if (tokenizer.is_special(id)) EXPECT_EQ(is_set(words, id), id == *named) << tokenizer.token_bytes(id);
+    }
+    ASSERT_TRUE(matcher->push(*named).ok());
+    EXPECT_FALSE(takes(matcher->clone(), "a"));
+    EXPECT_TRUE(takes(matcher->clone(), "b"));
+  }
 }
 
 TEST(Grammar, AWrongTokenIsAnError) {

@@ -5,11 +5,13 @@
 
 use crate::error::{guard, text, Buffer, Error, Result};
 use crate::tokenizer;
-use llguidance::api::{ParserLimits, TopLevelGrammar};
-use llguidance::earley::SlicedBiasComputer;
-use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
+use llguidance::api::{GrammarInit, ParserLimits, TopLevelGrammar};
+use llguidance::earley::{BiasComputer, ParserRecognizer, SlicedBiasComputer};
+use llguidance::panic_utils::catch_unwind;
+use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{json, Value};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 /// `TK_GRAMMAR_*` in the header.
@@ -29,8 +31,31 @@ const MAX_REPEAT: u64 = 10_000;
 const JSON_WHITE_SPACE: &str = r"[ \n\r\t]{1,40}";
 
 pub struct Vocabulary {
+    /// Of parsers, which know a control token by its number: `\xff[48]` is what the library takes for token 48.
     factory: ParserFactory,
+    /// The control tokens alone, by their names, which is how a grammar may say them.
+    names: TokEnv,
+    text: Arc<TextMasks>,
     vocab_size: usize,
+}
+
+/// The masks of text. The library walks its trie of all tokens, where a terminal that matches bytes that are no UTF-8 (what
+/// Lark's `~` leaves does) would take a control token's `\xff` for text; those that a grammar names are added later.
+struct TextMasks {
+    all: Arc<SlicedBiasComputer>,
+    control: SimpleVob,
+}
+
+impl BiasComputer for TextMasks {
+    fn compute_bias(&self, recognizer: &mut ParserRecognizer<'_>, start: &[u8]) -> SimpleVob {
+        let mut mask = self.all.compute_bias(recognizer, start);
+        mask.sub(&self.control);
+        mask
+    }
+
+    fn trie(&self) -> &TokTrie {
+        self.all.trie()
+    }
 }
 
 pub struct Handle {
@@ -98,14 +123,35 @@ fn vocabulary(source: &tokenizer::Handle, vocab_size: usize, stops: &[u32]) -> R
         )));
     }
     words.resize(vocab_size, Vec::new());
-    let info = TokRxInfo::new(vocab_size as u32, stops[0]);
-    let trie = TokTrie::from(&info, &words).with_eos_tokens(stops);
-    let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+    let mut names = vec![Vec::new(); vocab_size];
+    let mut control = SimpleVob::alloc_with_capacity(vocab_size, vocab_size + 1); // as the library's masks
+    for (id, word) in words.iter_mut().enumerate() {
+        if word.len() > 1 && word[0] == TokTrie::SPECIAL_TOKEN_MARKER {
+            let number = [&word[..1], format!("[{id}]").as_bytes()].concat();
+            names[id] = std::mem::replace(word, number);
+            control.allow_token(id as u32);
+        }
+    }
+    let environment = |words: &[Vec<u8>]| -> TokEnv {
+        let info = TokRxInfo::new(vocab_size as u32, stops[0]);
+        let trie = TokTrie::from(&info, words).with_eos_tokens(stops);
+        Arc::new(ApproximateTokEnv::new(trie))
+    };
     let slices = SlicedBiasComputer::general_slices();
-    let mut factory = ParserFactory::new(&environment, InferenceCapabilities::default(), &slices).map_err(failed)?;
+    let mut factory =
+        ParserFactory::new(&environment(&words), InferenceCapabilities::default(), &slices).map_err(failed)?;
     factory.quiet();
     *factory.limits_mut() = limits();
-    Ok(Vocabulary { factory, vocab_size })
+    let text = TextMasks {
+        all: factory.slicer(),
+        control,
+    };
+    Ok(Vocabulary {
+        factory,
+        names: environment(&names),
+        text: Arc::new(text),
+        vocab_size,
+    })
 }
 
 /// # Safety
@@ -170,7 +216,17 @@ fn compile(vocabulary: &Vocabulary, kind: i32, source: &str) -> Result<Handle> {
         }
         _ => return Err(Error::unsupported(format!("grammar kind {kind}"))),
     };
-    let parser = vocabulary.factory.create_parser(grammar).map_err(failed)?;
+    let names = Some(vocabulary.names.clone());
+    let (grammar, lexer) = catch_unwind(AssertUnwindSafe(|| {
+        GrammarInit::Serialized(grammar).to_internal(names, limits())
+    }))
+    .map_err(failed)?;
+    let compiled = GrammarInit::Internal(grammar, lexer);
+    let mut parser = vocabulary
+        .factory
+        .create_parser_from_init_default(compiled)
+        .map_err(failed)?;
+    parser.bias_computer = vocabulary.text.clone();
     let matcher = Matcher::new(Ok(parser));
     if let Some(error) = matcher.get_error() {
         return Err(failed(error));
