@@ -9,9 +9,7 @@
 #include "api/answers.h"
 #include "base/comes_true.h"
 #include "client/data_url.h"
-#include "server/http/http_server.h"
-#include "server/openai/api_server.h"
-#include "server/raw_client.h"
+#include "server/served_demo.h"
 
 namespace jewel {
 namespace {
@@ -26,21 +24,8 @@ std::string chat(std::string_view more = "") {
   return fmt::format("{{{}{}{}}}", kWho, more.empty() ? "" : ",", more);
 }
 
-class OpenAi : public testing::Test {
+class OpenAi : public ServedDemo {
  protected:
-  void start(ApiOptions options = {}) {
-    if (options.defaults.model_names.empty()) options.defaults.model_names = {"demo", "gpt-4"};
-    options.model_root = "models/jewel-demo";
-    options.max_body_bytes = 8 << 20;
-    server_.reset();
-    api_ = std::make_unique<ApiServer>(demo_engine(), std::move(options));
-    auto server = HttpServer::start({.host = "127.0.0.1", .port = 0}, *api_);
-    ASSERT_TRUE(server.ok()) << server.error().message;
-    server_ = std::move(*server);
-    client_ = std::make_unique<RawClient>(server_->port());
-  }
-  void SetUp() override { start(); }
-
   json::value ask(const std::string& body, const std::string& path = "/v1/chat/completions") {
     last_ = client_->post(path, body);
     EXPECT_EQ(last_.status, 200) << last_.body << body.substr(0, 200);
@@ -67,11 +52,6 @@ class OpenAi : public testing::Test {
     else
       EXPECT_EQ(what.at("param"), json::value(param)) << last_.body;
   }
-
-  std::unique_ptr<ApiServer> api_;
-  std::unique_ptr<HttpServer> server_;
-  std::unique_ptr<RawClient> client_;
-  RawResponse last_;
 };
 
 TEST_F(OpenAi, AnswersAChat) {

@@ -8,7 +8,7 @@ namespace jewel {
 namespace json = boost::json;
 
 void ServedDemo::start(ApiOptions options) {
-  options.defaults.model_names = {"demo"};
+  if (options.defaults.model_names.empty()) options.defaults.model_names = {"demo", "gpt-4"};
   options.model_root = "models/jewel-demo";
   options.max_body_bytes = 8 << 20;
   server_.reset();
