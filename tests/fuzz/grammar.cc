@@ -33,8 +33,7 @@ const Demo& demo() {
   return loaded;
 }
 
-// A few steps, along the lowest allowed id (a control token's, where one is allowed) and another one by
-// turns.
+// A few steps: by turns the lowest allowed id, which control tokens have, and another one.
 void walk(GrammarMatcher matcher) {
   std::vector<uint32_t> words(demo().grammars->mask_words());
   std::vector<int32_t> allowed;
